@@ -1,0 +1,64 @@
+"""The `wsi-dino` program: finds the verbs, reads wsi-dino.yaml, turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import typer
+
+from wsi_dino import __version__
+from wsi_dino.cli import console, project_file
+from wsi_dino.errors import WsiDinoError
+from wsi_dino.provenance import as_storage_error
+
+app = typer.Typer(
+    name="wsi-dino",
+    help="Which frozen encoder serves my medical imaging task, and how good is it, honestly?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    ctx: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version and leave.", is_eager=True),
+) -> None:
+    if version:
+        print(f"wsi-dino {__version__}")
+        raise typer.Exit
+
+
+def _register_verbs() -> None:
+    from wsi_dino.cli import verbs
+
+    for name, function in verbs.VERBS.items():
+        app.command(name, help=function.__doc__)(function)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; never returns. Exit codes: 0 done, 1 some items failed, 2 wrong usage or input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _register_verbs()
+    command = typer.main.get_command(app)
+    as_json = "--json" in arguments
+    try:
+        defaults: dict[str, Any] = (
+            {} if "--help" in arguments or "-h" in arguments else project_file.defaults(command)
+        )
+        command.main(args=arguments, prog_name="wsi-dino", default_map=defaults)
+    except WsiDinoError as error:
+        console.fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        console.interrupted(as_json=as_json)
+    except BrokenPipeError:
+        sys.exit(141)
+    except OSError as error:
+        storage = as_storage_error(error, error.filename or "output")
+        if storage is None:
+            raise
+        console.fail(storage, as_json=as_json)

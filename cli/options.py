@@ -1,0 +1,44 @@
+"""Options that several verbs share, so that they mean the same everywhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    """Where models run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+RunOption = Annotated[
+    Path, typer.Option("--run", help="Folder of the run: all results of it lie there.", show_default=False)
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
+]
+WorkersOption = Annotated[
+    int, typer.Option("--workers", min=0, help="Worker threads; 0 = one for each core.")
+]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="Where models run; auto takes cuda, then mps, then cpu.")
+]
+EncodersOption = Annotated[
+    list[str],
+    typer.Option(
+        "--encoder",
+        help="Encoder by name (`wsi-dino encoders` lists them); may be repeated.",
+        show_default=False,
+    ),
+]
+EncoderOption = Annotated[
+    str,
+    typer.Option("--encoder", help="Encoder by name (`wsi-dino encoders` lists them).", show_default=False),
+]

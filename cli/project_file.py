@@ -1,0 +1,93 @@
+"""`wsi-dino.yaml`: what a project does not want to type each time. Flags override it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wsi_dino.errors import ConfigError, nearest_name
+
+PROJECT_FILE = "wsi-dino.yaml"
+
+
+class ProjectFile(BaseModel):
+    """Content of wsi-dino.yaml. Relative paths are relative to the file's folder.
+
+    Attributes:
+        slides: folder of slides for `tile`.
+        labels: CSV with ``slide_id``, optional ``patient_id`` and target columns, for `mil`.
+        run: folder of the run, for every verb.
+        tile, embed, mil: options of these verbs by their long names, with ``_`` for ``-``.
+        tasks: for ``mil --task NAME``: the target column and, for text labels, the order of classes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slides: Path | None = None
+    labels: Path | None = None
+    run: Path = Path("wsi-dino-run")
+    tile: dict[str, Any] = {}
+    embed: dict[str, Any] = {}
+    mil: dict[str, Any] = {}
+    tasks: dict[str, dict[str, Any]] = {}
+
+
+def read_project_file(folder: Path | None = None) -> ProjectFile | None:
+    """Read wsi-dino.yaml of `folder` (the current one by default), or return None when there is none.
+
+    Raises:
+        ConfigError: it is no YAML, or has an unknown key or a wrong type.
+    """
+    folder = folder or Path.cwd()
+    path = folder / PROJECT_FILE
+    if not path.is_file():
+        return None
+    try:
+        project = ProjectFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"Reading {path}: {_first_problem(error)}. `wsi-dino init` writes a right one."
+        ) from error
+    return project.model_copy(update=_absolute(project, folder))
+
+
+def _absolute(project: ProjectFile, folder: Path) -> dict[str, Path]:
+    paths = {"slides": project.slides, "labels": project.labels, "run": project.run}
+    return {key: folder / path for key, path in paths.items() if path is not None}
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        known = nearest_name(place, ProjectFile.model_fields)
+        return f"{place}: {first['msg']}.{known}".rstrip(".")
+    return str(error)
+
+
+def defaults(command: Any) -> dict[str, dict[str, Any]]:
+    """Return click's default map: for each verb the values that wsi-dino.yaml gives its options.
+
+    Raises:
+        ConfigError: a section names an option that its verb does not have.
+    """
+    project = read_project_file()
+    if project is None:
+        return {}
+    shared = {"slides": project.slides, "labels": project.labels, "run": project.run}
+    shared = {key: str(path) for key, path in shared.items() if path is not None}
+    result: dict[str, dict[str, Any]] = {}
+    for verb, function in command.commands.items():
+        known = {parameter.name for parameter in function.params}
+        section = getattr(project, verb, {}) if verb in ("tile", "embed", "mil") else {}
+        for key in section:
+            if key not in known:
+                raise ConfigError(
+                    f"Reading {PROJECT_FILE}: section {verb} has no option {key!r}.{nearest_name(key, known)} "
+                    f"`wsi-dino {verb} --help` lists them."
+                )
+        result[verb] = {key: value for key, value in shared.items() if key in known} | section
+    return result

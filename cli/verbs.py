@@ -1,0 +1,12 @@
+"""Every verb of the command line, in the order of `--help`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from wsi_dino.cli.tile import tile
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "tile": tile,
+}

@@ -1,0 +1,87 @@
+"""Every error this package raises on purpose.
+
+::
+
+    WsiDinoError
+    ├── ConfigError            a setting, an option or wsi-dino.yaml is wrong
+    ├── StorageError           the disk is full, or a folder cannot be written
+    ├── SlideError             a slide cannot be opened, read or placed in space
+    │   └── MissingMppError    nothing says how large a pixel of the slide is
+    ├── TileGridError          a tile file is missing, stale or broken
+    ├── EncoderError           an encoder cannot do what is asked of it
+    │   ├── UnknownEncoderError
+    │   └── WeightsError       weights are missing, gated, corrupt or of another architecture
+    ├── FeatureFileError       a feature file is missing, broken or of other provenance
+    ├── CohortError            a label table does not say what is needed
+    └── SplitError             folds cannot be made, or would leak
+
+A message says in three lines or fewer what was being done, what was expected, what came, where
+(file, slide, row, fold) and what to do. Exit codes of the command line: 0 all done, 1 some items
+failed and are listed, 2 wrong usage or input (any of these errors outside one item's own work).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WsiDinoError(Exception):
+    """Base of all errors raised on purpose; its message is written for the user."""
+
+
+class ConfigError(WsiDinoError):
+    """A setting, an option or wsi-dino.yaml is wrong."""
+
+
+class StorageError(WsiDinoError):
+    """The disk is full, or a folder cannot be written."""
+
+
+class SlideError(WsiDinoError):
+    """A slide cannot be opened, read or placed in space."""
+
+
+class MissingMppError(SlideError):
+    """Nothing says how large a pixel of the slide is, and nothing is guessed."""
+
+
+class TileGridError(WsiDinoError):
+    """A tile file is missing, stale or broken."""
+
+
+class EncoderError(WsiDinoError):
+    """An encoder cannot do what is asked of it."""
+
+
+class UnknownEncoderError(EncoderError):
+    """No encoder has the name that was asked for."""
+
+
+class WeightsError(EncoderError):
+    """Weights are missing, gated, corrupt or of another architecture."""
+
+
+class FeatureFileError(WsiDinoError):
+    """A feature file is missing, broken or of other provenance than its neighbours."""
+
+
+class CohortError(WsiDinoError):
+    """A label table does not say what is needed."""
+
+
+class SplitError(WsiDinoError):
+    """Folds cannot be made from the cohort, or would leak."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'X'?"`` for the closest known name, or an empty string.
+
+    Examples:
+        >>> nearest_name("dinov3s", ["dinov3-s", "uni"])
+        " Did you mean 'dinov3-s'?"
+        >>> nearest_name("zzz", ["dinov3-s", "uni"])
+        ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,221 @@
+"""Where a result came from, and writing it so that it is either whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from wsi_dino import __version__
+from wsi_dino.errors import StorageError
+
+_SAMPLED_ABOVE_BYTES = 64 * 2**20
+_N_SAMPLES = 64
+_SAMPLE_BYTES = 64 * 2**10
+_VERSIONED_PACKAGES = ("numpy", "torch", "timm", "openslide-python", "openslide-bin", "opencv-python", "h5py")
+
+
+def canonical_json(value: Any) -> str:
+    """Serialise `value` so that equal values always give equal text.
+
+    pydantic models are dumped in JSON form; keys are sorted.
+
+    Examples:
+        >>> canonical_json({"b": 1, "a": (1, 2)})
+        '{"a":[1,2],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if hasattr(value, "item"):  # numpy scalars
+        return value.item()
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"cannot fingerprint a {type(value).__name__}: {value!r}")
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return 32 hex digits that change whenever any of `parts` changes.
+
+    Examples:
+        >>> fingerprint({"a": 1}) == fingerprint({"a": 1})
+        True
+        >>> fingerprint({"a": 1}) == fingerprint({"a": 2})
+        False
+    """
+    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of the whole file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def slide_fingerprint(path: Path) -> str:
+    """Return 32 hex digits that identify the content of a slide, whatever its name, folder or date.
+
+    Files up to 64 MiB are hashed whole; of larger ones the size and 64 evenly spaced blocks of
+    64 KiB, first and last included, so that a slide of 4 GB costs milliseconds. A slide that is a
+    folder or has a companion folder (MRXS, DICOM) is identified by all of its files.
+    """
+    companion = path.with_suffix("")
+    folder = path if path.is_dir() else companion if companion.is_dir() else None
+    files = [path] if path.is_file() else []
+    if folder is not None:
+        files += sorted(item for item in folder.rglob("*") if item.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(_sampled_digest(file))
+    return digest.hexdigest()[:32]
+
+
+def _sampled_digest(path: Path) -> bytes:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as stream:
+        if size <= _SAMPLED_ABOVE_BYTES:
+            return digest.digest() + hashlib.file_digest(stream, "sha256").digest()
+        for index in range(_N_SAMPLES):
+            stream.seek((size - _SAMPLE_BYTES) * index // (_N_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.digest()
+
+
+@lru_cache(maxsize=1)
+def environment() -> dict[str, str]:
+    """Return the versions that can change a result: ours, Python's, the libraries'."""
+    versions = {"wsi_dino": __version__, "python": platform.python_version()}
+    for package in _VERSIONED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; on success fsync it and rename it to `path`.
+
+    A reader sees the old file or the new one, never half of one, also after ``kill -9`` or a power
+    cut. When the block raises, the temporary file is removed and `path` is untouched.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> with write_atomically(target) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> target.read_text()
+        'whole'
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        try:
+            yield temporary
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 through `write_atomically`."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomically(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON through `write_atomically`. NaN is written as null."""
+    write_text_atomically(path, json.dumps(without_nan(value), indent=2, default=_plain) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """Return `value` with every NaN or infinity replaced by None, since JSON has neither.
+
+    Examples:
+        >>> without_nan({"auc": float("nan"), "folds": [1.0, float("inf")]})
+        {'auc': None, 'folds': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's 'no space', 'read-only' and 'denied' into a StorageError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        storage = as_storage_error(error, path)
+        if storage is None:
+            raise
+        raise storage from error
+
+
+def as_storage_error(error: OSError, path: Path) -> StorageError | None:
+    """Return the StorageError that `error` amounts to while writing `path`, or None when it is another trouble."""
+    text = str(error).lower()
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or "no space left" in text or "errno = 28" in text:
+        advice = "Free some space and run the same command again: finished files are kept."
+        return StorageError(f"Writing {path}: the disk is full. {advice}")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StorageError(
+            f"Writing {path}: not permitted ({error.strerror}). Choose another folder with --run."
+        )
+    return None
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_stale_temporaries(folder: Path, names: Iterable[str] = ("*",)) -> int:
+    """Remove temporary files that a killed process left in `folder`; those of living ones stay.
+
+    Returns:
+        How many files were removed.
+    """
+    removed = 0
+    for name in names:
+        for temporary in folder.glob(f".{name}.tmp"):
+            owner = temporary.name.split(".")[-3]
+            if owner.isdigit() and not _is_alive(int(owner)):
+                temporary.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def _is_alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
