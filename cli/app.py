@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = typer.main.get_command(app)
     as_json = "--json" in arguments
     try:
-        defaults: dict[str, Any] = (
-            {} if "--help" in arguments or "-h" in arguments else project_file.defaults(command)
-        )
+        defaults: dict[str, Any] = {} if "--help" in arguments or "-h" in arguments else project_file.defaults(command)
         command.main(args=arguments, prog_name="wsi-dino", default_map=defaults)
     except WsiDinoError as error:
         console.fail(error, as_json=as_json)

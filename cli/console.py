@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 from wsi_dino.errors import WsiDinoError
-from wsi_dino.provenance import _plain, without_nan
+from wsi_dino.provenance import plain_value, without_nan
 
 _PLAIN_EVERY_S = 10.0
 
@@ -79,7 +79,7 @@ class _Lines:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print the verb's one JSON object on stdout."""
-    print(json.dumps(without_nan(value), default=_plain), flush=True)
+    print(json.dumps(without_nan(value), default=plain_value), flush=True)
 
 
 def print_table(rows: list[Mapping[str, Any]], columns: list[str]) -> None:

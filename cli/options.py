@@ -21,12 +21,8 @@ class Device(StrEnum):
 RunOption = Annotated[
     Path, typer.Option("--run", help="Folder of the run: all results of it lie there.", show_default=False)
 ]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")
-]
-WorkersOption = Annotated[
-    int, typer.Option("--workers", min=0, help="Worker threads; 0 = one for each core.")
-]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else there.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Worker threads; 0 = one for each core.")]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="Where models run; auto takes cuda, then mps, then cpu.")
 ]

@@ -48,9 +48,7 @@ def read_project_file(folder: Path | None = None) -> ProjectFile | None:
     try:
         project = ProjectFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"Reading {path}: {_first_problem(error)}. `wsi-dino init` writes a right one."
-        ) from error
+        raise ConfigError(f"Reading {path}: {_first_problem(error)}. `wsi-dino init` writes a right one.") from error
     return project.model_copy(update=_absolute(project, folder))
 
 

@@ -38,13 +38,9 @@ class FeatureFile:
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or self.coords.shape != (len(self.features), 2):
             shapes = f"features {self.features.shape}, coords {self.coords.shape}"
-            raise FeatureFileError(
-                f"Making a feature file: expected (n, embed_dim) and (n, 2), got {shapes}."
-            )
+            raise FeatureFileError(f"Making a feature file: expected (n, embed_dim) and (n, 2), got {shapes}.")
         if self.features.dtype not in (np.float16, np.float32):
-            raise FeatureFileError(
-                f"Making a feature file: expected float16 or float32, got {self.features.dtype}."
-            )
+            raise FeatureFileError(f"Making a feature file: expected float16 or float32, got {self.features.dtype}.")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -68,9 +64,7 @@ def write_feature_file(path: Path, file: FeatureFile) -> None:
         _create(h5, "features", features).attrs.update(
             {"encoder": str(provenance.get("encoder", "")), "name": path.stem, "savetodir": "."}
         )
-        _create(h5, "coords", np.asarray(file.coords, np.int64)).attrs.update(
-            file.provenance.get("coords_attrs", {})
-        )
+        _create(h5, "coords", np.asarray(file.coords, np.int64)).attrs.update(file.provenance.get("coords_attrs", {}))
         h5.attrs["format"] = _FORMAT
         h5.attrs["features_sha256"] = hashlib.sha256(features.tobytes()).hexdigest()
         h5.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
@@ -107,9 +101,7 @@ def read_feature_file(path: Path, *, verify: bool = False) -> FeatureFile:
     except FileNotFoundError as error:
         raise FeatureFileError(f"Reading features {path}: there is no such file.") from error
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise FeatureFileError(
-            f"Reading features {path}: broken or not a feature file ({error}). {advice}"
-        ) from error
+        raise FeatureFileError(f"Reading features {path}: broken or not a feature file ({error}). {advice}") from error
     if features.ndim == 3 and features.shape[0] == 1:
         features = features[0]
     if features.dtype not in (np.float16, np.float32):

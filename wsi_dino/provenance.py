@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,10 +33,11 @@ def canonical_json(value: Any) -> str:
         >>> canonical_json({"b": 1, "a": (1, 2)})
         '{"a":[1,2],"b":1}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=plain_value)
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Return a JSON-able form of a model, a numpy scalar or a path (for ``json.dumps(default=...)``)."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if hasattr(value, "item"):  # numpy scalars
@@ -143,7 +145,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_json_atomically(path: Path, value: Any) -> None:
     """Write `value` as indented JSON through `write_atomically`. NaN is written as null."""
-    write_text_atomically(path, json.dumps(without_nan(value), indent=2, default=_plain) + "\n")
+    write_text_atomically(path, json.dumps(without_nan(value), indent=2, default=plain_value) + "\n")
 
 
 def without_nan(value: Any) -> Any:
@@ -157,9 +159,7 @@ def without_nan(value: Any) -> Any:
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -181,9 +181,7 @@ def as_storage_error(error: OSError, path: Path) -> StorageError | None:
         advice = "Free some space and run the same command again: finished files are kept."
         return StorageError(f"Writing {path}: the disk is full. {advice}")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return StorageError(
-            f"Writing {path}: not permitted ({error.strerror}). Choose another folder with --run."
-        )
+        return StorageError(f"Writing {path}: not permitted ({error.strerror}). Choose another folder with --run.")
     return None
 
 

@@ -79,9 +79,7 @@ class TileGrid:
             "save_path": "tiles",
             "savetodir": "tiles",
             "patch_size_level0": self.tile_wh_level0[0],
-            "overlap": max(
-                0, self.read_wh[0] - round(self.stride_xy_level0[0] / self.level_downsample_xy[0])
-            ),
+            "overlap": max(0, self.read_wh[0] - round(self.stride_xy_level0[0] / self.level_downsample_xy[0])),
             "level0_width": self.slide_wh_level0[0],
             "level0_height": self.slide_wh_level0[1],
             "tile_px": self.tile_px,
@@ -170,5 +168,7 @@ def read_tile_grid(path: Path) -> TileGrid:
         raise TileGridError(f"Reading tiles {path}: there is no such file. {advice}") from error
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise TileGridError(f"Reading tiles {path}: broken or not a tile file ({error}). {advice}") from error
-    pairs = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    pairs: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
+    }
     return TileGrid(xy=xy, tissue_fraction=tissue_fraction, **pairs)
