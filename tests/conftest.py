@@ -1,0 +1,29 @@
+"""Where the real data lies, for tests that need it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}: set {variable} to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real slides, tiles and weights."""
+    return _folder("WSI_DINO_TEST_DATA", _REPOSITORY.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> Path:
+    """Folder of the reference tool's outputs."""
+    return _folder("WSI_DINO_TEST_GOLDEN", _REPOSITORY.parent / "shared" / "golden")
