@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -13,19 +14,28 @@ from typing import Any
 from wsi_dino.errors import ConfigError
 from wsi_dino.provenance import write_json_atomically, write_text_atomically
 
-_UNSAFE = re.compile(r"[^A-Za-z0-9._+@-]+")
+_UNSAFE = re.compile(r"[^\w.+@-]")
 
 
 def safe_name(name: str) -> str:
-    """Return `name` as one file name that cannot leave its folder; used for encoders and tasks.
+    """Return `name` as one file name that cannot leave its folder.
+
+    ``/`` becomes ``__``. Any other replaced character adds eight digits of a hash, so that two
+    names ("slide (1)", "slide [1]") never share a file.
 
     Examples:
         >>> safe_name("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k")
         'timm__vit_tiny_patch16_224.augreg_in21k_ft_in1k'
         >>> safe_name("../../etc")
         '..__..__etc'
+        >>> safe_name("slide (1)")
+        'slide__1_-d90d74c4'
     """
-    return _UNSAFE.sub("_", name.replace("/", "__")) or "_"
+    parts = name.replace("/", "__")
+    safe = _UNSAFE.sub("_", parts) if parts.strip(".") else "_" * len(parts)
+    if safe and safe == parts:
+        return safe
+    return f"{safe}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 class RunFolder:
