@@ -1,0 +1,194 @@
+"""Intervals by resampling patients, for figures that are a mean over folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_RESAMPLES_AT_ONCE = 500
+
+
+@dataclass(frozen=True)
+class FoldPredictions:
+    """What one fold said about its test slides.
+
+    Attributes:
+        y_true: int64 ``(n,)`` class indices.
+        scores: float64 ``(n,)`` probability of the positive class, or ``(n, n_classes)``.
+        patient_id: ``(n,)``, the unit that is resampled.
+        threshold: the fold's cut on a binary score.
+    """
+
+    y_true: np.ndarray
+    scores: np.ndarray
+    patient_id: Sequence[str]
+    threshold: float = 0.5
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and its percentile interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+Statistic = Callable[[FoldPredictions, np.ndarray], np.ndarray]
+
+
+def cv_interval(
+    fold_predictions: Sequence[FoldPredictions],
+    statistic: str | Statistic,
+    *,
+    n_resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean of a figure over folds, with its bootstrap interval.
+
+    In each fold the patients are drawn with replacement, each with all of their slides, within
+    strata of patients that have the same classes, so that no resample lacks a class. The interval
+    speaks of the patients tested, not of the chance in training. Where every resample gives the
+    same figure (a perfect AUC) it has no width, which does not mean certainty.
+
+    Args:
+        fold_predictions: the test predictions of each fold.
+        statistic: a name of `STATISTICS`, or a function of (predictions, weights float64
+            ``(n_resamples, n)``) that returns one figure for each row of slide weights.
+        n_resamples: bootstrap replicates.
+        level: coverage of the interval.
+        seed: of the resampling.
+    """
+    compute = STATISTICS[statistic] if isinstance(statistic, str) else statistic
+    values = [float(compute(fold, np.ones((1, len(fold.y_true))))[0]) for fold in fold_predictions]
+    total = np.zeros(n_resamples)
+    for number, fold in enumerate(fold_predictions):
+        total += _resampled(fold, compute, n_resamples, np.random.default_rng([seed, number]))
+    low, high = np.quantile(total / len(fold_predictions), [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def _resampled(fold: FoldPredictions, compute: Statistic, n_resamples: int, random: np.random.Generator) -> np.ndarray:
+    patients, patient_of = np.unique(np.asarray(fold.patient_id, dtype=str), return_inverse=True)
+    strata = _strata(patient_of, fold.y_true, len(patients))
+    parts = []
+    for start in range(0, n_resamples, _RESAMPLES_AT_ONCE):
+        n = min(_RESAMPLES_AT_ONCE, n_resamples - start)
+        drawn = np.empty((n, len(patients)))
+        for members in strata:
+            drawn[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+        parts.append(compute(fold, drawn[:, patient_of]))
+    return np.concatenate(parts)
+
+
+def _strata(patient_of: np.ndarray, y_true: np.ndarray, n_patients: int) -> list[np.ndarray]:
+    """Group the patients by the set of classes that their slides have."""
+    has_class = np.zeros((n_patients, int(y_true.max()) + 1), bool)
+    has_class[patient_of, y_true] = True
+    _, stratum = np.unique(has_class, axis=0, return_inverse=True)
+    return [np.flatnonzero(stratum.ravel() == number) for number in range(int(stratum.max()) + 1)]
+
+
+def weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUC for each row of slide weights, by ranks; ties count half; NaN where a class has no weight.
+
+    Args:
+        positive: bool ``(n,)``.
+        score: ``(n,)``.
+        weights: ``(n_rows, n)``.
+
+    Returns:
+        float64 ``(n_rows,)``.
+    """
+    order = np.argsort(score, kind="stable")
+    score, positive, weights = score[order], positive[order], weights[:, order]
+    starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])
+    positives = np.add.reduceat(weights * positive, starts, axis=1)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    pairs = positives.sum(1) * negatives.sum(1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((positives * below).sum(1) / pairs)
+
+
+def _auc(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    if fold.scores.ndim == 1:
+        return weighted_auc(fold.y_true == 1, fold.scores, weights)
+    classes = range(fold.scores.shape[1])
+    return np.mean([weighted_auc(fold.y_true == c, fold.scores[:, c], weights) for c in classes], axis=0)
+
+
+def _average_precision(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    order = np.argsort(-fold.scores, kind="stable")
+    score, positive, weights = fold.scores[order], (fold.y_true == 1)[order], weights[:, order]
+    ends = np.flatnonzero(np.r_[score[1:] != score[:-1], True])
+    hits = np.cumsum(weights * positive, axis=1)[:, ends]
+    called = np.cumsum(weights, axis=1)[:, ends]
+    gained = np.diff(hits, axis=1, prepend=0)
+    return np.asarray((hits / np.maximum(called, 1e-300) * gained).sum(1) / hits[:, -1])
+
+
+def _table(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    """Confusion ``(n_rows, truth, prediction)``, weighted."""
+    binary = fold.scores.ndim == 1
+    predicted = (fold.scores >= fold.threshold).astype(int) if binary else fold.scores.argmax(1)
+    n_classes = 2 if binary else fold.scores.shape[1]
+    cell = np.eye(n_classes**2)[fold.y_true * n_classes + predicted]
+    return np.asarray(weights @ cell).reshape(len(weights), n_classes, n_classes)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide; 0/0 is 0, as in `metrics`."""
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole > 0)
+
+
+def _accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    table = _table(fold, weights)
+    return _ratio(np.trace(table, axis1=1, axis2=2), table.sum((1, 2)))
+
+
+def _per_class(fold: FoldPredictions, weights: np.ndarray, kind: str) -> np.ndarray:
+    table = _table(fold, weights)
+    hits, truth, called = np.diagonal(table, axis1=1, axis2=2), table.sum(2), table.sum(1)
+    figures = {"precision": (hits, called), "recall": (hits, truth), "f1": (2 * hits, truth + called)}
+    return _ratio(*figures[kind])
+
+
+def _macro(kind: str) -> Statistic:
+    """Figure of the positive class for two classes, mean over classes for more."""
+
+    def compute(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+        per_class = _per_class(fold, weights, kind)
+        return per_class[:, 1] if fold.scores.ndim == 1 else per_class.mean(1)
+
+    return compute
+
+
+def _balanced_accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    return _per_class(fold, weights, "recall").mean(1)
+
+
+def _specificity(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    return _per_class(fold, weights, "recall")[:, 0]
+
+
+def _brier(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    truth = fold.y_true if fold.scores.ndim == 1 else np.eye(fold.scores.shape[1])[fold.y_true]
+    error = (fold.scores - truth) ** 2
+    return np.asarray(weights @ (error if error.ndim == 1 else error.sum(1)) / weights.sum(1))
+
+
+STATISTICS: dict[str, Statistic] = {
+    "auc": _auc,
+    "average_precision": _average_precision,
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    "precision": _macro("precision"),
+    "recall": _macro("recall"),
+    "specificity": _specificity,
+    "f1": _macro("f1"),
+    "brier": _brier,
+}
