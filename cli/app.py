@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -46,8 +47,10 @@ def main(arguments: list[str] | None = None) -> None:
     _register_verbs()
     command = typer.main.get_command(app)
     as_json = "--json" in arguments
+    # `init` writes the file anew, so a broken one must not stand in its way
+    needs_none = {"--help", "-h"} & set(arguments) or arguments[:1] == ["init"]
     try:
-        defaults: dict[str, Any] = {} if "--help" in arguments or "-h" in arguments else project_file.defaults(command)
+        defaults: dict[str, Any] = {} if needs_none else project_file.defaults(command)
         command.main(args=arguments, prog_name="wsi-dino", default_map=defaults)
     except WsiDinoError as error:
         console.fail(error, as_json=as_json)
@@ -56,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        storage = as_storage_error(error, error.filename or "output")
+        storage = as_storage_error(error, Path(error.filename or "output"))
         if storage is None:
             raise
         console.fail(storage, as_json=as_json)

@@ -55,8 +55,8 @@ def _bar(title: str, total: float | None, unit: str) -> Iterator[Progress]:
         task = bar.add_task(title, total=total, text="")
 
         def report(advance: float = 0, *, total: float | None = None, text: str | None = None) -> None:
-            fields: dict[str, Any] = {} if text is None else {"text": text}
-            bar.update(task, advance=advance, **({} if total is None else {"total": total}), **fields)
+            changed: dict[str, Any] = {"total": total, "text": text}
+            bar.update(task, advance=advance, **{key: value for key, value in changed.items() if value is not None})
 
         yield report
 

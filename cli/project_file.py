@@ -75,8 +75,8 @@ def defaults(command: Any) -> dict[str, dict[str, Any]]:
     project = read_project_file()
     if project is None:
         return {}
-    shared = {"slides": project.slides, "labels": project.labels, "run": project.run}
-    shared = {key: str(path) for key, path in shared.items() if path is not None}
+    paths = {"slides": project.slides, "labels": project.labels, "run": project.run}
+    shared = {key: str(path) for key, path in paths.items() if path is not None}
     result: dict[str, dict[str, Any]] = {}
     for verb, function in command.commands.items():
         known = {parameter.name for parameter in function.params}
