@@ -1,0 +1,66 @@
+"""Where a slide was written on: blue, green, black and red pen, and surgical ink.
+
+Haematoxylin and eosin both absorb green light the most. Blue and green inks absorb red light more than
+green, red pen absorbs blue almost as much as green and lets red pass, black absorbs all alike. Colours
+are compared after averaging over about 50 level-0 px, where nuclei no longer stand alone, and only
+regions a few of these wide count, so that specks of ink on a cut margin do not tear holes into tissue.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from wsi_dino.pathology.opencv import cv2
+
+_WORK_PX_LEVEL0 = 16  # side of a working px in level-0 px
+_GROW_PX = 6  # how far the faint edge of a stroke is followed, in working px
+_KERNEL = np.ones((3, 3), np.uint8)
+
+
+def find_ink(rgb: np.ndarray, downsample: float) -> np.ndarray:
+    """Return a bool mask ``(height, width)`` of pen and ink.
+
+    Args:
+        rgb: uint8 ``(height, width, 3)``, a whole slide at some level.
+        downsample: of that level against level 0.
+
+    Examples:
+        >>> picture = np.full((64, 64, 3), (230, 190, 215), np.uint8)
+        >>> picture[20:44, 20:44] = (30, 60, 170)
+        >>> mask = find_ink(picture, 16.0)
+        >>> bool(mask[30, 30]), bool(mask[5, 5])
+        (True, False)
+    """
+    height, width = rgb.shape[:2]
+    factor = max(1, round(_WORK_PX_LEVEL0 / downsample))
+    size = (max(1, width // factor), max(1, height // factor))
+    small = cv2.blur(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), (3, 3))
+    density = -np.log10(np.maximum(small, 1) / np.float32(255))
+    strokes = cv2.morphologyEx(_surely_ink(small, density).astype(np.uint8), cv2.MORPH_OPEN, _KERNEL)
+    if not strokes.any():
+        return np.zeros((height, width), bool)
+    grown = _grow(strokes, _maybe_ink(density).astype(np.uint8))
+    return cv2.resize(grown, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _surely_ink(rgb: np.ndarray, density: np.ndarray) -> np.ndarray:
+    red, green, blue = (density[..., channel] for channel in range(3))
+    brightest = rgb.max(axis=2)
+    is_blue_or_green = (red > 0.2) & (red > 1.1 * green)
+    is_red = (green > 0.5) & (blue > 0.8 * green) & (red < 0.35 * green)
+    is_black = (brightest < 90) & (brightest - rgb.min(axis=2) < 30)
+    return is_blue_or_green | is_red | is_black
+
+
+def _maybe_ink(density: np.ndarray) -> np.ndarray:
+    """Where a stroke fades out: weaker than a stroke, yet more of its colour than of a stain's."""
+    red, green = density[..., 0], density[..., 1]
+    return (red > 0.05) & (red > 0.8 * green)
+
+
+def _grow(strokes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Follow `strokes` into `allowed`, then one working px further for the blurred rim."""
+    grown = strokes
+    for _ in range(_GROW_PX):
+        grown = cv2.dilate(grown, _KERNEL) & (allowed | strokes)
+    return cv2.dilate(grown, _KERNEL)
