@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,47 +19,12 @@ MAX_CLASSES = 20
 _SHOWN = 5
 _EMPTY = frozenset({"", "na", "n/a", "nan", "null", "#n/a", "<na>"})
 _NEGATIVE = frozenset(
-    [
-        "0",
-        "negative",
-        "neg",
-        "-",
-        "no",
-        "none",
-        "false",
-        "absent",
-        "normal",
-        "benign",
-        "healthy",
-        "control",
-        "wildtype",
-        "wild-type",
-        "wt",
-        "unmutated",
-        "n0",
-        "low",
-    ]
-) | {"wild type", "non-tumor", "non-tumour"}
+    {"0", "negative", "neg", "-", "no", "none", "false", "absent", "normal", "benign", "healthy", "control", "wildtype"}
+    | {"wild-type", "wild type", "wt", "unmutated", "n0", "low", "non-tumor", "non-tumour"}
+)
 _POSITIVE = frozenset(
-    [
-        "1",
-        "positive",
-        "pos",
-        "+",
-        "yes",
-        "true",
-        "present",
-        "abnormal",
-        "malignant",
-        "tumor",
-        "tumour",
-        "cancer",
-        "mutated",
-        "mutant",
-        "mut",
-        "n+",
-        "high",
-    ]
+    {"1", "positive", "pos", "+", "yes", "true", "present", "abnormal", "malignant", "tumor", "tumour", "cancer"}
+    | {"mutated", "mutant", "mut", "n+", "high"}
 )
 _DELIMITERS = (",", ";", "\t")
 
@@ -165,7 +130,29 @@ class Cohort:
         return tuple(row.slide_id for row in self.rows if row.patient_id in wanted)
 
 
-def read_cohort(csv_path: Path, target: str, *, classes: Sequence[str] | None = None) -> Cohort:
+def read_columns(csv_path: Path) -> dict[str, list[str]]:
+    """Read a label table as text, column by column, in table order.
+
+    Raises:
+        CohortError: as `read_cohort` for whatever is wrong with the table itself.
+    """
+    header, lines = _read_table(csv_path)
+    return {name: [cells[index] for _, cells in lines] for index, name in enumerate(header)}
+
+
+def is_empty(cell: str) -> bool:
+    """Return whether a cell of the target means "not known".
+
+    Examples:
+        >>> is_empty("NA"), is_empty("N0")
+        (True, False)
+    """
+    return cell.lower() in _EMPTY
+
+
+def read_cohort(
+    csv_path: Path, target: str, *, classes: Sequence[str] | None = None, class_of: Mapping[str, str] | None = None
+) -> Cohort:
     """Read a label table.
 
     Columns: ``slide_id``, optionally ``patient_id``, and any number of targets. Ids are text
@@ -181,6 +168,7 @@ def read_cohort(csv_path: Path, target: str, *, classes: Sequence[str] | None = 
         target: name of the column to predict.
         classes: the class names in order, when the order or the set of classes is to be fixed; a
             table that holds 0, 1 ... or other words for negative and positive is understood too.
+        class_of: the class for some values of the table, where several values make one class.
 
     Raises:
         CohortError: no file, not UTF-8, no such column, a slide twice, an empty id, one class only,
@@ -193,7 +181,8 @@ def read_cohort(csv_path: Path, target: str, *, classes: Sequence[str] | None = 
     _check_ids(csv_path, lines, slide_column, "slide_id", unique=True)
     _check_ids(csv_path, lines, patient_column, "patient_id", unique=False)
     labelled = [(n, cells) for n, cells in lines if cells[target_column].lower() not in _EMPTY]
-    values = [(n, cells[target_column]) for n, cells in labelled]
+    known = class_of or {}
+    values = [(n, known.get(cells[target_column], cells[target_column])) for n, cells in labelled]
     where = f"{csv_path}, target {target!r}"
     class_names = tuple(classes) if classes else _class_names(where, values)
     labels = _labels(where, values, class_names)
@@ -206,6 +195,18 @@ def read_cohort(csv_path: Path, target: str, *, classes: Sequence[str] | None = 
         return Cohort(rows, class_names, target, unlabelled)
     except CohortError as error:
         raise CohortError(f"Reading {csv_path}: {error}") from error
+
+
+def read_label_table(csv_path: Path) -> list[dict[str, str]]:
+    """Read every row of a label table as text by column, with no target chosen.
+
+    Raises:
+        CohortError: no file, not UTF-8, no column slide_id, a slide twice or an empty id.
+    """
+    header, lines = _read_table(csv_path)
+    slide_column = _column(csv_path, header, "slide_id", "every row names its slide there")
+    _check_ids(csv_path, lines, slide_column, "slide_id", unique=True)
+    return [dict(zip(header, cells, strict=True)) for _, cells in lines]
 
 
 Lines = list[tuple[int, list[str]]]
