@@ -77,15 +77,26 @@ def defaults(command: Any) -> dict[str, dict[str, Any]]:
         return {}
     paths = {"slides": project.slides, "labels": project.labels, "run": project.run}
     shared = {key: str(path) for key, path in paths.items() if path is not None}
-    result: dict[str, dict[str, Any]] = {}
-    for verb, function in command.commands.items():
-        known = {parameter.name for parameter in function.params}
-        section = getattr(project, verb, {}) if verb in ("tile", "embed", "mil") else {}
-        for key in section:
-            if key not in known:
-                raise ConfigError(
-                    f"Reading {PROJECT_FILE}: section {verb} has no option {key!r}.{nearest_name(key, known)} "
-                    f"`wsi-dino {verb} --help` lists them."
-                )
-        result[verb] = {key: value for key, value in shared.items() if key in known} | section
+    return {verb: _verb_defaults(verb, function.params, project, shared) for verb, function in command.commands.items()}
+
+
+def _verb_defaults(verb: str, parameters: list[Any], project: ProjectFile, shared: dict[str, str]) -> dict[str, Any]:
+    known = {name: parameter for parameter in parameters for name in _spellings(parameter)}
+    section = getattr(project, verb) if verb in ("tile", "embed", "mil") else {}
+    result: dict[str, Any] = {known[key].name: value for key, value in shared.items() if key in known}
+    for key, value in section.items():
+        if key not in known:
+            raise ConfigError(
+                f"Reading {PROJECT_FILE}: section {verb} has no option {key!r}.{nearest_name(key, known)} "
+                f"`wsi-dino {verb} --help` lists them."
+            )
+        takes_several = getattr(known[key], "multiple", False) and not isinstance(value, list)
+        result[known[key].name] = [value] if takes_several else value
     return result
+
+
+def _spellings(parameter: Any) -> list[str]:
+    """Return the long names of an option (``--tile-px`` is ``tile_px``), or the name of an argument."""
+    if parameter.param_type_name == "argument":
+        return [parameter.name]
+    return [name[2:].replace("-", "_") for name in parameter.opts if name.startswith("--")]
