@@ -209,7 +209,7 @@ class TiledTiffSlide(Slide):
 def _read_levels(file: Path, dimensions: tuple[tuple[int, int], ...]) -> list[_Level]:
     try:
         with tifffile.TiffFile(file) as tiff:
-            pages = [page.aspage() for page in tiff.pages if page.is_tiled]
+            pages = [page for page in (item.aspage() for item in tiff.pages) if page.is_tiled]
             if len({(p.imagewidth, p.imagelength) for p in pages}) != len(pages):
                 raise _unsupported(file, "two of its tiled images have one size")
             by_size = {(int(p.imagewidth), int(p.imagelength)): p for p in pages}
