@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from wsi_dino.cli.encoders import encoders
 from wsi_dino.cli.tile import tile
 
 VERBS: dict[str, Callable[..., Any]] = {
     "tile": tile,
+    "encoders": encoders,
 }

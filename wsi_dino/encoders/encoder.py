@@ -1,0 +1,171 @@
+"""A loaded encoder: uint8 pixels to embeddings and feature maps, preprocessing included. Imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from wsi_dino.encoders.backbone import Backbone
+from wsi_dino.encoders.devices import dtype_of
+from wsi_dino.encoders.executors import CpuThreads, OneDevice
+from wsi_dino.encoders.preparation import prepare_for_inference
+from wsi_dino.encoders.record import EncoderSpec, Pooling, Precision
+from wsi_dino.errors import EncoderError
+
+Pixels = npt.NDArray[np.uint8] | Tensor
+
+
+class _Executor(Protocol):
+    chunk_size: int
+    batch_size: int
+
+    def run(self, function: Callable[[Tensor], Any], pixels: Tensor) -> list[Any]:
+        """Return what `function` gives for every chunk of `pixels`, in order."""
+
+
+class Encoder:
+    """Pixels in, vectors out; everything that decides a vector is inside.
+
+    Images are processed in chunks of one fixed size, the last one padded, so that a vector depends
+    on its image alone and not on how many were given at once.
+
+    Attributes:
+        spec: the record.
+        pooling, input_px, embed_dim: as chosen for this encoder (``cls+mean`` doubles the dimension).
+        device, precision: where and in which number format the network runs.
+        weights_sha256: of the weights' file, or ``"random:SEED"``.
+        weights_source: ``"file"``, ``"package"``, ``"cache"``, ``"hub"`` or ``"random:SEED"``.
+        batch_size: images to give at once for full speed.
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        backbone: Backbone,
+        *,
+        pooling: str,
+        input_px: int,
+        device: str,
+        precision: Precision,
+        weights_sha256: str,
+        weights_source: str,
+        workers: int = 0,
+    ) -> None:
+        self.spec, self.input_px = spec, input_px
+        self.pooling: Pooling = next(known for known in spec.poolings if known == pooling)
+        self.embed_dim = spec.embed_dim * (2 if "+" in self.pooling else 1) // (2 if "+" in spec.pooling else 1)
+        self.device, self.precision = device, precision
+        self.weights_sha256, self.weights_source = weights_sha256, weights_source
+        self._dtype = dtype_of(precision)
+        self._backbone = prepare_for_inference(backbone, input_px, device, self._dtype)
+        self._scale, self._shift = _normalisation(spec, device)
+        self._executor: _Executor = (
+            CpuThreads(input_px, workers) if device == "cpu" else OneDevice(device, self._vectors, input_px)
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Images to give at once for full speed; depends on the device and the number of workers alone."""
+        return self._executor.batch_size
+
+    def embed(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Return one vector an image.
+
+        Args:
+            pixels: uint8 RGB (batch, height, width, 3), square; another side than `input_px` is resized.
+
+        Returns:
+            float32 (batch, embed_dim).
+
+        Raises:
+            EncoderError: `pixels` is of another type or shape.
+        """
+        tensor = _checked(pixels, self.spec.name)
+        vectors = np.empty((len(tensor), self.embed_dim), np.float32)
+        start = 0
+        for chunk in self._executor.run(self._vectors, tensor):
+            stop = min(start + len(chunk), len(vectors))
+            vectors[start:stop] = chunk[: stop - start].cpu().numpy()
+            start = stop
+        return vectors
+
+    def feature_maps(self, pixels: Pixels, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Return the maps of chosen layers, prefix tokens removed.
+
+        Args:
+            pixels: as for `embed`.
+            layers: block numbers of a ViT or stages of a convolutional network; None for the record's.
+
+        Returns:
+            For each layer float32 (batch, channels, height, width) on the CPU.
+
+        Raises:
+            EncoderError: `pixels` is of another type or shape.
+        """
+        tensor = _checked(pixels, self.spec.name)
+        chosen = tuple(self.spec.feature_layers if layers is None else layers)
+        chunks = self._executor.run(lambda chunk: self._maps(chunk, chosen), tensor)
+        return [torch.cat([maps[index] for maps in chunks])[: len(tensor)] for index in range(len(chosen))]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides the vectors, as plain values: features of one identity may be mixed."""
+        random = self.weights_source.startswith("random:")
+        return {
+            "encoder": self.spec.name,
+            "embed_dim": self.embed_dim,
+            "pooling": self.pooling,
+            "input_px": self.input_px,
+            "weights_sha256": self.weights_sha256,
+            "weights_source": self.weights_source,
+            "precision": self.precision,
+            "random_weights": int(self.weights_source.removeprefix("random:")) if random else None,
+            "record": self.spec.model_dump(mode="json"),
+        }
+
+    def _vectors(self, pixels: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self._backbone.vectors(self._normalised(pixels), self.pooling)
+
+    def _maps(self, pixels: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        with torch.inference_mode():
+            return [item.float().cpu() for item in self._backbone.maps(self._normalised(pixels), layers)]
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """Return (batch, 3, input_px, input_px) in the network's number format, channels last in memory."""
+        moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        if moved.shape[-1] != self.input_px:
+            moved = _resized(moved, self.input_px, self.spec.interpolation)
+        return torch.addcmul(self._shift, moved, self._scale).to(self._dtype)
+
+
+def _normalisation(spec: EncoderSpec, device: str) -> tuple[Tensor, Tensor]:
+    """Return factor and summand that turn 0..255 into what the network was trained on."""
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (spec.mean, spec.std))
+    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+
+
+def _resized(pixels: Tensor, side_px: int, interpolation: str) -> Tensor:
+    """Resize with antialiasing and round to whole grey values, as image libraries do."""
+    from torch.nn.functional import interpolate
+
+    resized = interpolate(pixels.float(), size=(side_px, side_px), mode=interpolation, antialias=True)
+    return resized.round_().clamp_(0, 255)
+
+
+def _checked(pixels: Pixels, name: str) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels)) if isinstance(pixels, np.ndarray) else pixels
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8:
+        got = getattr(pixels, "dtype", type(pixels).__name__)
+        raise EncoderError(f"Embedding with {name}: expected uint8 pixels 0..255, got {got}.")
+    if tensor.ndim != 4 or tensor.shape[3] != 3:
+        raise EncoderError(
+            f"Embedding with {name}: expected RGB images of shape (batch, height, width, 3), got {tuple(tensor.shape)}."
+        )
+    if tensor.shape[1] != tensor.shape[2] or tensor.shape[1] == 0:
+        raise EncoderError(f"Embedding with {name}: expected square images, got {tuple(tensor.shape[1:3])} px.")
+    return tensor

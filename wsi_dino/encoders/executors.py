@@ -1,0 +1,104 @@
+"""Running chunks of images: on CPU threads, or on one accelerator. Imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A chunk whose activations stay in a core's cache is fastest; measured at 224 px on two CPUs.
+_CPU_CHUNK_AT_224_PX = 8
+_CHUNKS_PER_BATCH = 4
+_MAX_DEVICE_CHUNK = 512
+_SHARE_OF_FREE_MEMORY = 0.6
+
+
+class CpuThreads:
+    """One single-threaded worker a core, each with chunks of its own.
+
+    Two such threads outrun one network spread over two cores, and a vector then does not depend on
+    the number of cores.
+
+    Attributes:
+        chunk_size: images that one thread takes at once.
+        batch_size: images to give at once to keep all threads busy.
+    """
+
+    def __init__(self, input_px: int, workers: int) -> None:
+        self.workers = workers or available_cores()
+        self.chunk_size = max(1, min(_CPU_CHUNK_AT_224_PX, round(_CPU_CHUNK_AT_224_PX * (224 / input_px) ** 2)))
+        self.batch_size = self.chunk_size * self.workers * _CHUNKS_PER_BATCH
+        threads_of_caller = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(self.workers, "encoder", initializer=torch.set_num_threads, initargs=(1,))
+        list(self._pool.map(int, range(self.workers)))
+        torch.set_num_threads(threads_of_caller)
+
+    def run(self, function: Callable[[Tensor], Any], pixels: Tensor) -> list[Any]:
+        """Return what `function` gives for every chunk of `pixels`, in order."""
+        return list(self._pool.map(function, padded_chunks(pixels, self.chunk_size)))
+
+
+class OneDevice:
+    """An accelerator: the next chunk is copied there while the last one is worked on.
+
+    Attributes:
+        chunk_size, batch_size: images at once, the largest power of two that memory holds.
+    """
+
+    def __init__(self, device: str, function: Callable[[Tensor], Any], input_px: int) -> None:
+        self.device = device
+        self.chunk_size = self.batch_size = _largest_chunk(device, function, input_px)
+
+    def run(self, function: Callable[[Tensor], Any], pixels: Tensor) -> list[Any]:
+        """Return what `function` gives for every chunk of `pixels`, in order."""
+        pinned = self.device.startswith("cuda")
+        chunks = padded_chunks(pixels, self.chunk_size)
+        return [function(chunk.pin_memory() if pinned and not chunk.is_cuda else chunk) for chunk in chunks]
+
+
+def padded_chunks(pixels: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield chunks of exactly `size` images; the last is filled up with black ones.
+
+    Examples:
+        >>> [len(chunk) for chunk in padded_chunks(torch.zeros(5, 2, 2, 3), 4)]
+        [4, 4]
+    """
+    for start in range(0, len(pixels), size):
+        chunk = pixels[start : start + size]
+        n_missing = size - len(chunk)
+        yield torch.cat([chunk, chunk.new_zeros(n_missing, *chunk.shape[1:])]) if n_missing else chunk
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, which containers and schedulers limit."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _largest_chunk(device: str, function: Callable[[Tensor], Any], input_px: int) -> int:
+    """Return the largest power of two of images whose forward pass fits a share of the free memory."""
+    if not device.startswith("cuda"):
+        return 16
+    size = 8
+    while size < _MAX_DEVICE_CHUNK and _peak_share(device, function, input_px, size) * 2 <= _SHARE_OF_FREE_MEMORY:
+        size *= 2
+    return size
+
+
+def _peak_share(device: str, function: Callable[[Tensor], Any], input_px: int, size: int) -> float:
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    try:
+        function(torch.zeros(size, input_px, input_px, 3, dtype=torch.uint8))
+    except torch.cuda.OutOfMemoryError:
+        return float("inf")
+    finally:
+        torch.cuda.empty_cache()
+    used = torch.cuda.max_memory_allocated(device) - before
+    return used / torch.cuda.mem_get_info(device)[0]

@@ -1,0 +1,69 @@
+"""CONCH's image tower (Lu et al., Nature Medicine 2024): a ViT-B/16 and an attentional pooler.
+
+Written from the published description (CoCa's tower: the tokens of a ViT are pooled by one learned
+query through multi-head attention, then layer-normalised) and the names and shapes of the checkpoint,
+so that its authors' package, whose licence forbids derivatives, is not needed. The vector is the one
+before the projection to the text space, as their documentation recommends for linear probes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wsi_dino.encoders.record import EncoderSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wsi_dino.encoders.backbone import Backbone
+
+RECORDS = (
+    EncoderSpec(
+        name="conch",
+        family="conch",
+        architecture="vit_base_patch16_224",
+        # The position table of the checkpoint is that of 448 px; other sizes resample it.
+        architecture_options={"img_size": 448, "dynamic_img_size": True},
+        embed_dim=512,
+        input_px=448,
+        input_multiple_px=16,
+        patch_size=16,
+        n_prefix_tokens=1,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+        pooling="attention",
+        poolings=("attention",),
+        feature_layers=(2, 5, 8, 11),
+        source="MahmoodLab/conch",
+        revision="f9ca9f877171a28ade80228fb195ac5d79003357",
+        weights_file="pytorch_model.bin",
+        weights_sha256="40a9644b9ba0e83a74576e0a5e5f7313599fa9c9cdaf3c20f8a3e271b0e9ae7c",
+        parameters_m=86.9,
+        licence="CC-BY-NC-ND-4.0",
+        licence_url="https://huggingface.co/MahmoodLab/CONCH",
+        gated=True,
+        training_data="1.17M histology image-caption pairs (CoCa), after self-supervision on tiles",
+        notes="Research use only; the terms must be accepted on the page. Features at 448 px (the default) and "
+        "at 224 px (as CLAM feeds it) differ: the size is part of a feature file's identity.",
+    ),
+)
+
+
+def build(record: EncoderSpec) -> Backbone:
+    """Return the network without weights."""
+    from wsi_dino.encoders.attentional_pooler import PooledVit
+
+    return PooledVit.create(record)
+
+
+_PARTS = {"visual.trunk.": "model.", "visual.attn_pool_contrast.": "pooler.", "visual.ln_contrast.": "norm."}
+
+
+def convert(state: dict[str, Tensor], record: EncoderSpec) -> dict[str, Tensor]:
+    """Keep the image tower up to its contrast vector; leave out text, captions and projections."""
+    result = {}
+    for key, tensor in state.items():
+        for old, new in _PARTS.items():
+            if key.startswith(old):
+                result[new + key.removeprefix(old)] = tensor
+    return result

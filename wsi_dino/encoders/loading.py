@@ -1,0 +1,111 @@
+"""From an encoder's name to an encoder that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsi_dino.encoders.record import EncoderSpec
+from wsi_dino.encoders.registry import family_of, get_record
+from wsi_dino.encoders.weights import locate_weights, verified_sha256
+from wsi_dino.errors import EncoderError
+
+if TYPE_CHECKING:
+    from wsi_dino.encoders.backbone import Backbone
+    from wsi_dino.encoders.encoder import Encoder
+
+
+def load_encoder(
+    name: str,
+    *,
+    pooling: str | None = None,
+    input_px: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    weights: Path | None = None,
+    weights_dir: Path | None = None,
+    random_weights: int | None = None,
+    workers: int = 0,
+) -> Encoder:
+    """Return an encoder with its weights, ready to embed.
+
+    Args:
+        name: as in the registry, or ``timm/NAME``.
+        pooling: one of the record's; None for its default.
+        input_px: side of the square the network sees; None for the record's.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``auto`` (bf16 where the device does it well), ``fp32``, ``bf16`` or ``fp16``.
+        weights: a checkpoint to use; nothing else is tried.
+        weights_dir: folder of checkpoints, tried before cache and hub.
+        random_weights: seed of an untrained network, for measuring speed only.
+        workers: threads on a CPU; 0 for one a core.
+
+    Raises:
+        UnknownEncoderError: no encoder has that name.
+        WeightsError: weights are missing, gated, corrupt or of another architecture.
+        EncoderError: pooling, size, device or precision are not to be had.
+    """
+    record = get_record(name)
+    _check_choices(record, pooling, input_px)
+    from wsi_dino.encoders.devices import resolve_device, resolve_precision
+    from wsi_dino.encoders.encoder import Encoder
+
+    resolved_device = resolve_device(device)
+    backbone, sha256, source = (
+        _trained(record, weights, weights_dir) if random_weights is None else _untrained(record, random_weights)
+    )
+    return Encoder(
+        record,
+        backbone,
+        pooling=pooling or record.pooling,
+        input_px=input_px or record.input_px,
+        device=resolved_device,
+        precision=resolve_precision(precision, resolved_device, record.precisions),
+        weights_sha256=sha256,
+        weights_source=source,
+        workers=workers,
+    )
+
+
+def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | None) -> None:
+    if pooling is not None and pooling not in record.poolings:
+        raise EncoderError(
+            f"Encoder {record.name}: expected a pooling of {', '.join(record.poolings)}, got {pooling!r}."
+        )
+    if input_px is None or input_px == record.input_px:
+        return
+    multiple = record.input_multiple_px
+    if multiple is None or input_px <= 0 or input_px % multiple:
+        allowed = f"{record.input_px} px" + (f" or a multiple of {multiple} px" if multiple else " only")
+        raise EncoderError(f"Encoder {record.name}: its input side may be {allowed}, got {input_px}.")
+
+
+def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> tuple[Backbone, str, str]:
+    family = family_of(record)
+    packaged = family.packaged_weights(record) if hasattr(family, "packaged_weights") else None
+    found = locate_weights(record, packaged=packaged, weights=weights, weights_dir=weights_dir)
+    sha256 = verified_sha256(record, found)
+    from wsi_dino.encoders.checkpoint import load_strictly, read_checkpoint
+
+    state = read_checkpoint(found.path)
+    backbone: Backbone = family.build(record)
+    own_keys = set(backbone.state_dict())
+    if not own_keys.issuperset(state):  # a checkpoint saved from our own network needs no renaming
+        state = family.convert(state, record) if hasattr(family, "convert") else state
+        state = _under_model(state, own_keys)
+    load_strictly(backbone, state, record.name, found.path)
+    return backbone, sha256, found.source
+
+
+def _under_model(state: dict, own_keys: set[str]) -> dict:
+    """Prefix the tensors of a bare timm network as the backbone that holds it names them."""
+    return {key if key in own_keys else f"model.{key}": tensor for key, tensor in state.items()}
+
+
+def _untrained(record: EncoderSpec, seed: int) -> tuple[Backbone, str, str]:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone: Backbone = family_of(record).build(record)
+    return backbone, f"random:{seed}", f"random:{seed}"
