@@ -1,0 +1,96 @@
+"""Attention-based multiple-instance learning: the readable definition of the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ABMIL(nn.Module):
+    """Attention-based MIL with one attention branch for all classes.
+
+    For a bag of instances ``x_i``::
+
+        h_i     = P x_i + b                                     a learnable linear projection
+        raw_i   = w' (tanh(V h_i) * sigmoid(U h_i))             gated attention
+        alpha   = softmax(raw) over the instances of the bag
+        z       = sum_i alpha_i h_i                             the slide's representation
+        logits  = H z + c
+
+    The features are standardised before the projection with two buffers, `feature_mean` and
+    `feature_scale` (0 and 1 unless training sets them), which keeps the map linear. Without
+    `gated` the sigmoid branch is absent (Ilse et al. 2018, equation 8).
+
+    Args:
+        embed_dim: length of a feature vector.
+        n_classes: length of the logits.
+        hidden_dim: length of ``h``.
+        attention_dim: length of ``V h``.
+        dropout: share of ``h`` and of the gated product set to zero in training.
+        gated: with the sigmoid branch.
+        relu: put a ReLU after the projection, as CLAM does.
+
+    Examples:
+        >>> model = ABMIL(embed_dim=4, n_classes=2).eval()
+        >>> logits, raw = model(torch.zeros(3, 5, 4), torch.ones(3, 5, dtype=torch.bool))
+        >>> tuple(logits.shape), tuple(raw.shape)
+        ((3, 2), (3, 5))
+    """
+
+    feature_mean: Tensor
+    feature_scale: Tensor
+
+    def __init__(
+        self,
+        embed_dim: int,
+        n_classes: int,
+        hidden_dim: int = 512,
+        attention_dim: int = 256,
+        dropout: float = 0.25,
+        gated: bool = True,
+        relu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.dropout, self.gated, self.relu = dropout, gated, relu
+        self.register_buffer("feature_mean", torch.zeros(embed_dim))
+        self.register_buffer("feature_scale", torch.ones(embed_dim))
+        self.projection = nn.Linear(embed_dim, hidden_dim)
+        self.attention_v = nn.Linear(hidden_dim, attention_dim, bias=False)
+        self.attention_u = nn.Linear(hidden_dim, attention_dim, bias=False) if gated else None
+        self.attention_w = nn.Linear(attention_dim, 1, bias=False)
+        self.head = nn.Linear(hidden_dim, n_classes)
+
+    def forward(self, bags: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify padded bags.
+
+        Args:
+            bags: ``(n_bags, n, embed_dim)``; what stands in padded rows is ignored.
+            mask: bool ``(n_bags, n)``, True = real; each bag has at least one real instance.
+
+        Returns:
+            logits ``(n_bags, n_classes)`` and raw attention ``(n_bags, n)``, -inf where padded.
+        """
+        bags = torch.where(mask[..., None], bags, self.feature_mean)  # a NaN in the padding must not spread
+        hidden = self.projection((bags - self.feature_mean) / self.feature_scale)
+        hidden = torch.relu(hidden) if self.relu else hidden
+        hidden = nn.functional.dropout(hidden, self.dropout, self.training)
+        raw = self._raw_attention(hidden).masked_fill(~mask, float("-inf"))
+        slide = attention_weights(raw)[:, None, :] @ hidden
+        return self.head(slide[:, 0]), raw
+
+    def _raw_attention(self, hidden: Tensor) -> Tensor:
+        gate = torch.tanh(self.attention_v(hidden))
+        if self.attention_u is not None:
+            gate = gate * torch.sigmoid(self.attention_u(hidden))
+        gate = nn.functional.dropout(gate, self.dropout, self.training)
+        return self.attention_w(gate)[..., 0]
+
+
+def attention_weights(raw: Tensor) -> Tensor:
+    """Softmax of raw attention over the last axis: sums to one, 0 where padded.
+
+    Examples:
+        >>> attention_weights(torch.tensor([0.0, 0.0, float("-inf")])).tolist()
+        [0.5, 0.5, 0.0]
+    """
+    return torch.softmax(raw, dim=-1)

@@ -1,0 +1,137 @@
+"""A trained model on disk: safetensors with its config inside, and the same config beside it to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wsi_dino.errors import FeatureFileError, WeightsError
+from wsi_dino.feature_file import IDENTITY_KEYS
+from wsi_dino.mil.abmil import ABMIL
+from wsi_dino.mil.training import TrainingSpec, build_model
+from wsi_dino.provenance import fingerprint, write_atomically, write_json_atomically
+
+_FORMAT = "wsi_dino.abmil/1"
+_KEY = "wsi_dino"
+
+
+class ModelConfig(BaseModel):
+    """What must be known to use a trained model.
+
+    Attributes:
+        class_names: in the order of the logits; of two the last is the positive one.
+        target: column of the label table.
+        embed_dim: length of a feature vector.
+        encoder: identity of the features it was trained on (`FeatureFile.identity`).
+        spec: architecture and recipe, with the fold's own seed.
+        threshold, threshold_policy: the cut on the positive class; None with more than two classes.
+        fold: number of the fold; None for a model outside cross-validation.
+        best_epoch: whose weights these are.
+        precision: of the large products in training.
+        provenance: anything else worth keeping: split, cohort, versions.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str = _FORMAT
+    class_names: tuple[str, ...]
+    target: str
+    embed_dim: int
+    encoder: dict[str, Any]
+    spec: TrainingSpec
+    threshold: float | None
+    threshold_policy: str
+    fold: int | None = None
+    best_epoch: int = 0
+    precision: str = "fp32"
+    provenance: dict[str, Any] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits of everything above."""
+        return fingerprint(self)
+
+
+def save_model(path: Path, model: ABMIL, config: ModelConfig) -> None:
+    """Write ``NAME.safetensors`` (weights, with the config in its header) and ``NAME.json`` beside it.
+
+    Each file is written atomically, the readable copy first; `load_model` needs only the first.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    write_json_atomically(path.with_suffix(".json"), config)
+    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with write_atomically(path) as temporary:
+        save_file(state, temporary, metadata={_KEY: config.model_dump_json()})
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Read the config of a model without its weights.
+
+    Raises:
+        WeightsError: the file is missing, broken, or no model of this package.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise WeightsError(f"Opening the model {path}: there is no such file.") from error
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"Opening the model {path}: broken or no safetensors file ({error}).") from error
+    if _KEY not in metadata:
+        raise WeightsError(f"Opening the model {path}: it was not written by `wsi-dino mil` (no config inside).")
+    try:
+        config = ModelConfig.model_validate_json(metadata[_KEY])
+    except ValidationError as error:
+        raise WeightsError(f"Opening the model {path}: its config is of another version ({error}).") from error
+    return config
+
+
+def load_model(path: Path) -> tuple[ABMIL, ModelConfig]:
+    """Read a model, on the CPU and in eval mode, and its config.
+
+    Raises:
+        WeightsError: the file is missing, broken, or its weights do not fit its config.
+    """
+    from safetensors.torch import load_file
+
+    config = read_config(path)
+    model = build_model(config.spec, config.embed_dim, len(config.class_names))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise WeightsError(f"Opening the model {path}: its weights do not fit its config ({error}).") from error
+    return model.eval(), config
+
+
+def find_models(folder: Path) -> list[Path]:
+    """Return the ``*.safetensors`` files of a folder, by fold number where they have one.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    paths = sorted(folder.glob("*.safetensors"), key=lambda path: (len(path.stem), path.stem))
+    if not paths:
+        raise WeightsError(f"Opening models in {folder}: no *.safetensors file there. `wsi-dino mil` writes them.")
+    return paths
+
+
+def require_same_encoder(config: ModelConfig, identity: dict[str, Any]) -> None:
+    """Check that features come from the encoder a model was trained on.
+
+    Raises:
+        FeatureFileError: they do not; both are named.
+    """
+    for key in IDENTITY_KEYS:
+        if config.encoder.get(key) != identity.get(key):
+            raise FeatureFileError(
+                f"Applying the model for {config.target!r}: it was trained on features with {key} = "
+                f"{config.encoder.get(key)!r}, these have {identity.get(key)!r}. Embed the slides as then."
+            )

@@ -1,0 +1,69 @@
+"""A trained model applied to slides, by the readable definition of the model in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from wsi_dino.mil.abmil import ABMIL, attention_weights
+from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.lanes import open_lanes
+from wsi_dino.mil.packed import Workspace
+
+
+@dataclass(frozen=True)
+class SlideScore:
+    """What a model says of one slide.
+
+    Attributes:
+        slide_id: the slide.
+        probabilities: float64 ``(n_classes,)``, summing to one.
+        attention: raw attention float32 ``(n,)`` of its tiles, in the order of the feature file.
+    """
+
+    slide_id: str
+    probabilities: np.ndarray
+    attention: np.ndarray
+
+    @property
+    def attention_weights(self) -> np.ndarray:
+        """float32 ``(n,)``, summing to one."""
+        return attention_weights(torch.from_numpy(self.attention)).numpy()
+
+
+def score_slides(
+    model: ABMIL,
+    bags: BagStore,
+    slide_ids: Sequence[str],
+    *,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    on_slide: Callable[[str], None] | None = None,
+) -> list[SlideScore]:
+    """Score slides that have at least one tile, one at a time, in order.
+
+    Raises:
+        FeatureFileError: a slide has no feature file, or a broken one.
+    """
+    device = torch.device(device)
+    model = model.to(device).eval()
+
+    def work(slide_id: str, space: Workspace) -> SlideScore:
+        score = _score(model, bags, slide_id, device)
+        if on_slide is not None:
+            on_slide(slide_id)
+        return score
+
+    with open_lanes(device, threads) as lanes:
+        return lanes.map(work, list(slide_ids))
+
+
+@torch.no_grad()
+def _score(model: ABMIL, bags: BagStore, slide_id: str, device: torch.device) -> SlideScore:
+    features = torch.from_numpy(bags.features(slide_id)).to(device).float()[None]
+    logits, raw = model(features, torch.ones(features.shape[:2], dtype=torch.bool, device=device))
+    probabilities = torch.softmax(logits[0].double().cpu(), 0)
+    return SlideScore(slide_id, probabilities.numpy(), raw[0].cpu().numpy())

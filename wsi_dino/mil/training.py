@@ -1,0 +1,302 @@
+"""Training ABMIL on one fold: early stopping on validation, reproducible to the bit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from wsi_dino.mil.abmil import ABMIL
+from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.lanes import Lanes, open_lanes
+from wsi_dino.mil.packed import PackedWeights, Unit, Workspace, forward, gradient
+
+_UNIT_ROWS_CPU = 1024  # bags below this are joined: smaller products waste the processor
+_UNIT_ROWS_GPU = 131_072
+_SCALE_FLOOR = 0.1  # of the median feature scale: a nearly constant feature must not blow up
+
+
+class TrainingSpec(BaseModel):
+    """How ABMIL is built and trained.
+
+    Attributes:
+        hidden_dim, attention_dim, gated, relu, dropout: see `ABMIL`.
+        standardise: give the model the mean and scale of the training features.
+        learning_rate, weight_decay: of AdamW; the rate falls to zero by a cosine over `epochs`.
+        epochs: at most.
+        min_epochs: at least, before patience counts.
+        patience: epochs without a better validation loss before training stops; the best is kept.
+        batch_bags: bags a step, at most; small cohorts take fewer, so that an epoch has `min_steps`.
+        min_steps: steps an epoch has if there are bags enough.
+        class_balanced: weight the loss by the inverse frequency of the classes.
+        max_tiles: tiles drawn from a larger bag, anew each epoch, in training only; None = all.
+        precision: of the large products; auto = bf16 where the hardware multiplies it natively.
+        seed: of weights, order, dropout and drawing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    hidden_dim: int = Field(512, ge=1)
+    attention_dim: int = Field(256, ge=1)
+    gated: bool = True
+    relu: bool = False
+    dropout: float = Field(0.25, ge=0, lt=1)
+    standardise: bool = True
+    learning_rate: float = Field(2e-4, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    epochs: int = Field(100, ge=1)
+    min_epochs: int = Field(10, ge=0)
+    patience: int = Field(20, ge=1)
+    batch_bags: int = Field(8, ge=1)
+    min_steps: int = Field(8, ge=1)
+    class_balanced: bool = True
+    max_tiles: int | None = Field(None, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """The model at its best epoch, on the CPU and in eval mode.
+
+    Attributes:
+        model: the trained model.
+        history: one row an epoch: ``epoch, learning_rate, train_loss, val_loss``.
+        best_epoch: whose weights `model` has.
+        precision: of the large products in training, ``"fp32"`` or ``"bf16"``.
+    """
+
+    model: ABMIL
+    history: tuple[dict[str, float], ...]
+    best_epoch: int
+    precision: str
+
+
+def train_fold(
+    spec: TrainingSpec,
+    bags: BagStore,
+    labels: Mapping[str, int],
+    train_ids: Sequence[str],
+    val_ids: Sequence[str],
+    n_classes: int,
+    *,
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> TrainedFold:
+    """Train on `train_ids`, stop by the loss on `val_ids`.
+
+    The same arguments give the same model, bit for bit on one kind of device, whatever `threads`.
+
+    Args:
+        spec: architecture and recipe.
+        bags: features of all slides named.
+        labels: class index of each slide.
+        train_ids: slides to learn from, each with at least one tile.
+        val_ids: slides to stop by, likewise.
+        n_classes: length of the logits.
+        device: ``cpu`` or an accelerator.
+        threads: lanes on a CPU; None = as many as torch would use.
+        on_epoch: called with each row of the history.
+
+    Raises:
+        FeatureFileError: a feature file is broken.
+    """
+    device = torch.device(device)
+    with open_lanes(device, threads) as lanes:
+        trainer = _Trainer(spec, bags, labels, tuple(train_ids), tuple(val_ids), n_classes, device, lanes)
+        return trainer.run(on_epoch or (lambda row: None))
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return ``"bf16"`` or ``"fp32"``: what ``"auto"`` means on `device`, else `precision` itself."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = device.type == "cpu" and any(
+        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return "bf16" if native else "fp32"
+
+
+def measure_scale(bags: BagStore, slide_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and scale float32 ``(embed_dim,)`` over all instances of these slides.
+
+    The scale is the standard deviation, or a tenth of the median one where it is smaller.
+    """
+    count = 0
+    total, squares = np.zeros(bags.embed_dim), np.zeros(bags.embed_dim)
+    for slide_id in slide_ids:
+        features = bags.features(slide_id).astype(np.float64)
+        count += len(features)
+        total += features.sum(0)
+        squares += np.square(features).sum(0)
+    mean = total / count
+    scale = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    floor = _SCALE_FLOOR * float(np.median(scale[scale > 0])) if (scale > 0).any() else 1.0
+    return mean.astype(np.float32), np.maximum(scale, floor).astype(np.float32)
+
+
+class _Trainer:
+    """State of one training: model, optimiser, and where features come from."""
+
+    def __init__(
+        self, spec: TrainingSpec, bags: BagStore, labels: Mapping[str, int], train_ids: tuple[str, ...],
+        val_ids: tuple[str, ...], n_classes: int, device: torch.device, lanes: Lanes,
+    ) -> None:  # fmt: skip
+        self._spec, self._bags, self._labels, self._lanes, self._device = spec, bags, labels, lanes, device
+        self._train_ids, self._val_ids = train_ids, val_ids
+        self._precision = resolve_precision(spec.precision, device)
+        self._dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
+        self._unit_rows = _UNIT_ROWS_CPU if device.type == "cpu" else _UNIT_ROWS_GPU
+        self._class_weights = _class_weights(spec, [labels[s] for s in train_ids], n_classes)
+        self._model = build_model(spec, bags.embed_dim, n_classes)
+        if spec.standardise:
+            mean, scale = measure_scale(bags, train_ids)
+            self._model.feature_mean.copy_(torch.from_numpy(mean))
+            self._model.feature_scale.copy_(torch.from_numpy(scale))
+        self._model.to(device)
+        self._mean, self._inverse = self._model.feature_mean, 1 / self._model.feature_scale
+        self._on_device: dict[str, Tensor] = {}
+        steps = max(1, min(spec.min_steps, len(train_ids)))
+        self._batch = min(spec.batch_bags, max(1, len(train_ids) // steps))
+        self._optimizer = torch.optim.AdamW(
+            self._model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
+        )
+
+    def run(self, on_epoch: Callable[[dict[str, float]], None]) -> TrainedFold:
+        history: list[dict[str, float]] = []
+        best_loss, best_epoch, best = math.inf, 0, _copy_state(self._model)
+        for epoch in range(self._spec.epochs):
+            rate = self._spec.learning_rate * (1 + math.cos(math.pi * epoch / self._spec.epochs)) / 2
+            train_loss = self._train_epoch(epoch, rate)
+            val_loss = self._validate()
+            history.append(
+                {"epoch": epoch, "learning_rate": rate, "train_loss": train_loss, "val_loss": val_loss}
+            )  # fmt: skip
+            on_epoch(history[-1])
+            if val_loss < best_loss:
+                best_loss, best_epoch, best = val_loss, epoch, _copy_state(self._model)
+            if epoch + 1 >= self._spec.min_epochs and epoch - best_epoch >= self._spec.patience:
+                break
+        model = self._model.cpu().eval()
+        model.load_state_dict(best)
+        return TrainedFold(model, tuple(history), best_epoch, self._precision)
+
+    def _train_epoch(self, epoch: int, rate: float) -> float:
+        self._optimizer.param_groups[0]["lr"] = rate
+        random = np.random.default_rng([self._spec.seed, 1, epoch])
+        order = random.permutation(len(self._train_ids))
+        losses = []
+        for start in range(0, len(order), self._batch):
+            batch = [self._train_ids[index] for index in order[start : start + self._batch]]
+            losses.append(self._step(batch, [int(seed) for seed in random.integers(0, 2**63, len(batch))]))
+        return float(sum(float(loss) for loss in losses) / len(losses))
+
+    def _step(self, batch: list[str], seeds: list[int]) -> Any:
+        weights = PackedWeights.of(self._model, self._dtype, training=True)
+        bag_weights = self._bag_weights(batch)
+        groups = self._units(batch)
+
+        def work(group: range, space: Workspace) -> tuple[dict[str, Tensor], Any]:
+            unit = self._unit([batch[i] for i in group], bag_weights[list(group)], space, seeds[group[0]])
+            return gradient(weights, unit, space)
+
+        parts = self._lanes.map(work, groups)
+        for name, parameter in self._model.named_parameters():
+            total = parts[0][0][name].to(torch.float32)
+            for grads, _ in parts[1:]:
+                total = total.add_(grads[name])
+            parameter.grad = total
+        self._optimizer.step()
+        return sum(loss for _, loss in parts)
+
+    def _validate(self) -> float:
+        """Mean class-weighted cross-entropy on the validation slides."""
+        slides = list(self._val_ids)
+        weights = PackedWeights.of(self._model, self._dtype, training=False)
+        bag_weights = self._bag_weights(slides)
+
+        def work(group: range, space: Workspace) -> float:
+            unit = self._unit([slides[i] for i in group], bag_weights[list(group)], space)
+            log_p = torch.log_softmax(forward(weights, unit, space).logits, 1)
+            return -float((log_p.gather(1, unit.labels[:, None])[:, 0] * unit.loss_weights).sum())
+
+        return sum(self._lanes.map(work, self._units(slides)))
+
+    def _bag_weights(self, slides: Sequence[str]) -> Tensor:
+        weights = self._class_weights[[self._labels[slide_id] for slide_id in slides]]
+        return weights / weights.sum()
+
+    def _units(self, slides: Sequence[str]) -> list[range]:
+        """Join neighbours until a unit is large enough, by sizes alone."""
+        groups, start, rows = [], 0, 0
+        for index, slide_id in enumerate(slides):
+            rows += min(self._bags.n_tiles[slide_id], self._spec.max_tiles or self._bags.n_tiles[slide_id])
+            if rows >= self._unit_rows or index == len(slides) - 1:
+                groups.append(range(start, index + 1))
+                start, rows = index + 1, 0
+        return groups
+
+    def _unit(self, slides: list[str], bag_weights: Tensor, space: Workspace, seed: int | None = None) -> Unit:
+        """Pack slides; `seed` = training (dropout and drawn tiles), None = all tiles."""
+        parts = [self._features(slide_id) for slide_id in slides]
+        if seed is not None and self._spec.max_tiles is not None:
+            random = np.random.default_rng([seed, 1])
+            parts = [_draw(part, self._spec.max_tiles, random) for part in parts]
+        lengths = [len(part) for part in parts]
+        rows = space("standardised", sum(lengths), self._bags.embed_dim)
+        torch.cat(parts, out=rows) if parts[0].dtype == torch.float32 else rows.copy_(torch.cat(parts))
+        rows.sub_(self._mean).mul_(self._inverse)
+        features = rows
+        if self._dtype != torch.float32:
+            features = space("features", len(rows), rows.shape[1], self._dtype).copy_(rows)
+        labels = torch.tensor([self._labels[slide_id] for slide_id in slides], device=self._device)
+        return Unit(features, lengths, labels, bag_weights.to(self._device), seed or 0)
+
+    def _features(self, slide_id: str) -> Tensor:
+        if slide_id in self._on_device:
+            return self._on_device[slide_id]
+        features = torch.from_numpy(self._bags.features(slide_id)).to(self._device)
+        if self._device.type == "cuda" and self._fits(features):
+            self._on_device[slide_id] = features
+        return features
+
+    def _fits(self, features: Tensor) -> bool:
+        """Leave half of the device's memory to the work itself."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        return free - features.nbytes > total // 2
+
+
+def build_model(spec: TrainingSpec, embed_dim: int, n_classes: int) -> ABMIL:
+    """Return a new model of `spec` with weights drawn from its seed, on the CPU."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        return ABMIL(
+            embed_dim, n_classes, spec.hidden_dim, spec.attention_dim, spec.dropout, spec.gated, spec.relu
+        )  # fmt: skip
+
+
+def _class_weights(spec: TrainingSpec, labels: Sequence[int], n_classes: int) -> Tensor:
+    if not spec.class_balanced:
+        return torch.ones(n_classes)
+    counts = np.bincount(labels, minlength=n_classes)
+    return torch.tensor(len(labels) / (n_classes * np.maximum(counts, 1)), dtype=torch.float32)
+
+
+def _draw(features: Tensor, n: int, random: np.random.Generator) -> Tensor:
+    if len(features) <= n:
+        return features
+    chosen = np.sort(random.choice(len(features), n, replace=False, shuffle=False))
+    return features[torch.from_numpy(chosen).to(features.device)]
+
+
+def _copy_state(model: ABMIL) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
