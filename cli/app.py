@@ -10,6 +10,7 @@ import typer
 
 from wsi_dino import __version__
 from wsi_dino.cli import console, project_file
+from wsi_dino.cli.grouped_help import GroupedCommand
 from wsi_dino.errors import WsiDinoError
 from wsi_dino.provenance import as_storage_error
 
@@ -38,7 +39,7 @@ def _register_verbs() -> None:
     from wsi_dino.cli import verbs
 
     for name, function in verbs.VERBS.items():
-        app.command(name, help=function.__doc__)(function)
+        app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
 
 
 def main(arguments: list[str] | None = None) -> None:

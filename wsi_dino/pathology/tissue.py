@@ -7,7 +7,7 @@ exactly what mahmoodlab/CLAM does at commit 53e2409 when the picture is that of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from wsi_dino.errors import SlideError
 from wsi_dino.pathology.ink import find_ink
 from wsi_dino.pathology.opencv import cv2
 from wsi_dino.pathology.slide import Slide
+from wsi_dino.pathology.tissue_mask import rasterise
 from wsi_dino.pathology.tissue_spec import TissueSpec
 
 _SEG_DOWNSAMPLE = 64.0
@@ -49,10 +50,19 @@ class Tissue:
         contours: outlines, ``(n_points, 2)`` each, x, y in level-0 px (int32 when segmented; float64
             where a person drew them).
         holes: for each contour the outlines of its holes.
+        ignored: areas that a person marked as not tissue, wherever they lie.
     """
 
     contours: list[np.ndarray]
     holes: list[list[np.ndarray]]
+    ignored: list[np.ndarray] = field(default_factory=list)
+
+    def mask(self, overview: Overview) -> np.ndarray:
+        """Return uint8 ``(height, width)``, 1 where there is tissue, in px of `overview`."""
+        mask = rasterise(self.contours, self.holes, overview.downsample_xy, overview.wh)
+        if self.ignored:
+            mask &= 1 - rasterise(self.ignored, [[] for _ in self.ignored], overview.downsample_xy, overview.wh)
+        return mask
 
 
 def seg_level_of(slide: Slide, spec: TissueSpec) -> int:
