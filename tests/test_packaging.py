@@ -37,7 +37,7 @@ def test_every_folder_with_code_is_a_package() -> None:
     for top in ("wsi_dino", "cli", "configs"):
         for path in (_REPOSITORY / top).rglob("*.py"):
             assert (path.parent / "__init__.py").is_file(), (
-                f"{path.parent} lacks __init__.py: it would not be installed"
+                f"{path.parent} lacks __init__.py: nothing would install it"
             )
 
 

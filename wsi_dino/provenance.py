@@ -202,11 +202,21 @@ def remove_stale_temporaries(folder: Path, names: Iterable[str] = ("*",)) -> int
     removed = 0
     for name in names:
         for temporary in folder.glob(f".{name}.tmp"):
-            owner = temporary.name.split(".")[-3]
-            if owner.isdigit() and not _is_alive(int(owner)):
+            if not owner_is_alive(temporary):
                 temporary.unlink(missing_ok=True)
                 removed += 1
     return removed
+
+
+def owner_is_alive(temporary: Path) -> bool:
+    """Tell whether the process that writes a temporary file of `write_atomically` still runs.
+
+    Examples:
+        >>> owner_is_alive(Path(f".tiles.csv.{os.getpid()}.0a1b2c3d.tmp"))
+        True
+    """
+    owner = temporary.name.split(".")[-3:][0]
+    return not owner.isdigit() or _is_alive(int(owner))
 
 
 def _is_alive(process_id: int) -> bool:
