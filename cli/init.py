@@ -259,7 +259,8 @@ def _report(seen: SlidesSeen, labels: LabelsSeen) -> list[str]:
 
 
 def _range(mpp_range: tuple[float, float] | None) -> str:
-    return "" if mpp_range is None else f" ({mpp_range[0]:.3g} to {mpp_range[1]:.3g} um)"
+    ends = [] if mpp_range is None else list(dict.fromkeys(f"{mpp:.3g}" for mpp in mpp_range))
+    return f" ({' to '.join(ends)} um)" if ends else ""
 
 
 def _next_commands(labels: LabelsSeen) -> list[str]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.encoders import encoders
+from wsi_dino.cli.init import init
 from wsi_dino.cli.tile import tile
 
 VERBS: dict[str, Callable[..., Any]] = {
+    "init": init,
     "tile": tile,
     "encoders": encoders,
+    "doctor": doctor,
 }

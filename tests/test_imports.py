@@ -29,7 +29,8 @@ _ALLOWED: dict[str, set[str]] = {
     "pathology": _FOUNDATION | _RUN | _LOWER | {"configs"},
     "mil": _FOUNDATION | _RUN | _LOWER | {"configs"},
     "run_check": _FOUNDATION | _RUN | _LOWER | {"pathology", "mil"},
-    "cli": _FOUNDATION | _RUN | _LOWER | {"pathology", "mil", "run_check", "configs"},
+    "install_check": _LOWER | {"pathology"},
+    "cli": _FOUNDATION | _RUN | _LOWER | {"pathology", "mil", "run_check", "install_check", "configs"},
 }
 _HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "cv2", "matplotlib", "lifelines", "scipy", "tiatoolbox")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +35,14 @@ class Finding:
         kind: a problem is to be put right; a note is not.
         path: what it is about, relative to the run.
         text: what is wrong with it.
-        redo: the command that puts it right, or an empty string.
+        redo: the commands that put it right, in order; a broken file is removed first, since a file that
+            cannot be told from a good one by its head would otherwise be kept.
     """
 
     kind: Kind
     path: str
     text: str
-    redo: str = ""
+    redo: tuple[str, ...] = ()
 
 
 @dataclass
@@ -62,13 +65,13 @@ class RunReport:
     @property
     def commands(self) -> list[str]:
         """The commands that put everything right, each once, in the order they are to be run."""
-        order = {command: None for verb in ("tile", "embed", "mil", "") for command in self._of_verb(verb)}
-        return list(order)
+        commands = dict.fromkeys(command for finding in self.problems for command in finding.redo)
+        return sorted(commands, key=_place_in_order)
 
-    def _of_verb(self, verb: str) -> Iterator[str]:
-        for finding in self.problems:
-            if finding.redo and finding.redo.startswith(f"wsi-dino {verb}".strip()):
-                yield finding.redo
+
+def _place_in_order(command: str) -> int:
+    starts = ("rm ", "wsi-dino tile", "wsi-dino embed", "wsi-dino mil")
+    return next((place for place, start in enumerate(starts) if command.startswith(start)), len(starts))
 
 
 def check_run(run: RunFolder, *, quick: bool = False, on_file: OnFile = lambda path: None) -> RunReport:
@@ -96,7 +99,7 @@ def check_run(run: RunFolder, *, quick: bool = False, on_file: OnFile = lambda p
 class _RunCheck:
     def __init__(self, run: RunFolder, quick: bool, on_file: OnFile) -> None:
         self._run, self._quick, self._on_file = run, quick, on_file
-        self._tile_again = f"wsi-dino tile SLIDES --run {run.path}"
+        self._tile_again = f"wsi-dino tile {_slides_folder(run)} --run {_quoted(run.path)}"
         self._grids: dict[str, _GridHead] = {}
         self.report = RunReport()
 
@@ -104,9 +107,18 @@ class _RunCheck:
         self.report.counts[what] = self.report.counts.get(what, 0) + 1
         self._on_file(path)
 
-    def _add(self, kind: Kind, path: Path, text: str, redo: str = "") -> None:
-        inside = path.relative_to(self._run.path).as_posix() if path.is_relative_to(self._run.path) else str(path)
+    def _add(self, kind: Kind, path: Path, text: str, *redo: str) -> None:
+        inside = path.relative_to(self._run.path).as_posix()
         self.report.findings.append(Finding(kind, inside, text, redo))
+
+    def _broken(self, path: Path, text: str, redo: str) -> None:
+        self._add("problem", path, text, f"rm {_quoted(path)}", redo)
+
+    def _unreadable(self, path: Path, error: Exception, redo: str) -> None:
+        if path.exists():
+            self._broken(path, _short(error), redo)
+        else:
+            self._add("problem", path, "missing", redo)
 
     # tiles ------------------------------------------------------------------------------------
     def tiles(self) -> None:
@@ -131,7 +143,7 @@ class _RunCheck:
         grid = self._grid(path)
         if grid is None:
             return
-        if grid.fingerprint != row.get("fingerprint"):
+        if grid.fingerprint != row.get("grid_fingerprint"):
             self._add("problem", path, "made by another request than the last one", self._tile_again)
         self._contours(self._run.contours / f"{slide_id}.geojson")
         self._picture(self._run.thumbnails / f"{slide_id}.jpg", self._tile_again)
@@ -141,11 +153,11 @@ class _RunCheck:
             grid = read_tile_grid(path)
             problem = _grid_problem(grid)
         except TileGridError as error:
-            self._add("problem", path, _short(error), self._tile_again)
+            self._unreadable(path, error, self._tile_again)
             return None
         self._count("tile files", path)
         if problem:
-            self._add("problem", path, problem, self._tile_again)
+            self._broken(path, problem, self._tile_again)
         self._grids[path.stem] = _GridHead(len(grid), grid.fingerprint, _sha256(grid.xy))
         return self._grids[path.stem]
 
@@ -157,11 +169,11 @@ class _RunCheck:
             self._add("problem", path, "missing", self._tile_again)
             return
         except (OSError, ValueError) as error:
-            self._add("problem", path, f"no GeoJSON ({error})", self._tile_again)
+            self._broken(path, f"no GeoJSON ({error})", self._tile_again)
             return
         self._count("contour files", path)
         if kind not in ("FeatureCollection", "list"):
-            self._add("problem", path, "no GeoJSON FeatureCollection", self._tile_again)
+            self._broken(path, "no GeoJSON FeatureCollection", self._tile_again)
 
     def _picture(self, path: Path, redo: str) -> None:
         from PIL import Image
@@ -172,7 +184,7 @@ class _RunCheck:
         except FileNotFoundError:
             self._add("problem", path, "missing", redo)
         except (OSError, SyntaxError, ValueError) as error:
-            self._add("problem", path, f"no whole picture ({error})", redo)
+            self._broken(path, f"no whole picture ({error})", redo)
         else:
             self._count("pictures", path)
 
@@ -196,7 +208,7 @@ class _RunCheck:
             self._add("problem", path, "missing", redo)
             return None
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            self._add("problem", path, f"no table ({error})", redo)
+            self._broken(path, f"no table ({error})", redo)
             return None
         self._count("tables", path)
         return table
@@ -226,19 +238,19 @@ class _RunCheck:
                 self._add("problem", folder, _short(error), redo)
 
     def _embed_again(self, encoder: str) -> str:
-        return f"wsi-dino embed --run {self._run.path} --encoder {encoder}"
+        return f"wsi-dino embed --run {_quoted(self._run.path)} --encoder {encoder}"
 
     def _feature_file(self, path: Path) -> FeatureFile | None:
         redo = self._embed_again(path.parent.name.replace("timm__", "timm/", 1))
         try:
             file = _head_only(path) if self._quick else read_feature_file(path, verify=True)
         except FeatureFileError as error:
-            self._add("problem", path, _short(error), redo)
+            self._unreadable(path, error, redo)
             return None
         redo = self._embed_again(str(file.provenance.get("encoder", path.parent.name)))
         self._count("feature files", path)
         for text in _feature_problems(file, self._grids.get(path.stem)):
-            self._add("problem", path, text, redo)
+            self._broken(path, text, redo)
         if not file.provenance.get("imported") and path.stem not in self._grids:
             self._add("problem", path, "there is no readable tile file of this slide", self._tile_again)
         if file.provenance.get("random_weights") not in (None, False):
@@ -248,7 +260,7 @@ class _RunCheck:
     # mil --------------------------------------------------------------------------------------
     def mil(self, folder: Path) -> None:
         """Check what `mil` wrote for one task and encoder."""
-        redo = f"wsi-dino mil --run {self._run.path} --task {folder.parent.name} --encoder {folder.name}"
+        redo = f"wsi-dino mil --run {_quoted(self._run.path)} --task {folder.parent.name} --encoder {folder.name}"
         metrics = self._read_json(folder / "metrics.json", redo)
         models = sorted((folder / "model").glob("*.safetensors"))
         for path in models:
@@ -269,7 +281,7 @@ class _RunCheck:
             self._add("problem", path, "missing", redo)
             return None
         except (OSError, ValueError) as error:
-            self._add("problem", path, f"no JSON ({error})", redo)
+            self._broken(path, f"no JSON ({error})", redo)
             return None
         self._count("metric files", path)
         return content if isinstance(content, dict) else {}
@@ -281,22 +293,22 @@ class _RunCheck:
         try:
             weights = load_file(path)
         except (OSError, ValueError, SafetensorError) as error:
-            self._add("problem", path, f"no whole model ({error})", redo)
+            self._broken(path, f"no whole model ({error})", redo)
             return
         self._count("models", path)
         if not all(np.isfinite(array).all() for array in weights.values()):
-            self._add("problem", path, "a weight is not finite", redo)
+            self._broken(path, "a weight is not finite", redo)
 
     def _predictions(self, path: Path, redo: str) -> None:
         table = self._read_csv(path, redo)
         if table is None:
             return
         if not table:
-            self._add("problem", path, "holds no prediction", redo)
+            self._broken(path, "holds no prediction", redo)
         for number, line in enumerate(table, start=2):
             scores = [value for name, value in line.items() if name and name.startswith("score")]
             if not scores or not all(_is_finite(value) for value in scores):
-                self._add("problem", path, f"line {number}: the score is no number", redo)
+                self._broken(path, f"line {number}: the score is no number", redo)
                 return
 
     def _report_page(self, path: Path, redo: str) -> None:
@@ -306,11 +318,11 @@ class _RunCheck:
             self._add("problem", path, "missing", redo)
             return
         except (OSError, UnicodeDecodeError) as error:
-            self._add("problem", path, f"unreadable ({error})", redo)
+            self._broken(path, f"unreadable ({error})", redo)
             return
         self._count("reports", path)
         if not whole:
-            self._add("problem", path, "the page is cut off", redo)
+            self._broken(path, "the page is cut off", redo)
 
     # leftovers --------------------------------------------------------------------------------
     def leftovers(self) -> None:
@@ -319,7 +331,7 @@ class _RunCheck:
             if owner_is_alive(path):
                 self._add("note", path, "is being written now")
             else:
-                self._add("problem", path, "left by a killed command; it holds nothing of use", f"rm '{path}'")
+                self._add("problem", path, "left by a killed command; it holds nothing of use", f"rm {_quoted(path)}")
         for path in sorted(self._run.state.rglob("*.journal")):
             self._add("note", path, "a slide whose embedding was not finished; `wsi-dino embed` goes on from it")
         for path in sorted((self._run.state / "claims").rglob("*.lock")):
@@ -340,6 +352,16 @@ class _GridHead:
     n_tiles: int
     fingerprint: str
     coords_sha256: str
+
+
+def _slides_folder(run: RunFolder) -> str:
+    """Return the folder that all slides of the run lie below, as `tile` noted them, or a stand-in for its name."""
+    folders = [os.path.dirname(row["path"]) for row in run.rows("tile") if row.get("path")]
+    return _quoted(Path(os.path.commonpath(folders))) if folders else "SLIDES"
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _grid_problem(grid: TileGrid) -> str:

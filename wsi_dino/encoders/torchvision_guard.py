@@ -29,17 +29,18 @@ def ensure_torchvision() -> None:
     """
     if "torchvision" in sys.modules:
         return
-    specification = importlib.util.find_spec("torchvision")
-    if specification is None or specification.origin is None:
-        return
-    trouble = _extension_trouble(Path(specification.origin).parent)
+    trouble = extension_trouble()
     if trouble:
         _declare_operators()
         _logger.warning("torchvision's compiled part does not fit this torch (%s); doing without it", trouble)
 
 
-def _extension_trouble(folder: Path) -> str | None:
-    """Return why torchvision's extension cannot be loaded, or None when it is loaded."""
+def extension_trouble() -> str | None:
+    """Return why torchvision's extension cannot be loaded; None when it is loaded or there is no torchvision."""
+    specification = importlib.util.find_spec("torchvision")
+    if specification is None or specification.origin is None:
+        return None
+    folder = Path(specification.origin).parent
     import torch
 
     load_library: Any = torch.ops.load_library
