@@ -54,13 +54,13 @@ class PackedWeights:
         """Prepare the weights of `model` for units of `dtype`."""
         dropout = round(model.dropout * _RANDOM_LEVELS) / _RANDOM_LEVELS if training else 0.0
         scale = 1 / (1 - dropout)
-        gate = 2 * model.attention_v.weight
-        if model.attention_u is not None:
-            gate = torch.cat([gate, model.attention_u.weight])
+        branches = [layer.weight for layer in (model.attention_v, model.attention_u) if layer is not None]
+        gate = torch.cat([branch.to(dtype) for branch in branches])
+        gate[: len(branches[0])].mul_(2)
         return cls(
             projection=(model.projection.weight * scale).to(dtype),
             bias=(model.projection.bias * scale).to(dtype),
-            gate=gate.to(dtype),
+            gate=gate,
             attention=model.attention_w.weight[0] * scale,
             head=model.head.weight.detach(),
             head_bias=model.head.bias.detach(),

@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from wsi_dino.mil.abmil import ABMIL
+from wsi_dino.mil.adamw import AdamW
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.lanes import Lanes, open_lanes
 from wsi_dino.mil.packed import PackedWeights, Unit, Workspace, forward, gradient
 
-_UNIT_ROWS_CPU = 1024  # bags below this are joined: smaller products waste the processor
-_UNIT_ROWS_GPU = 131_072
+_UNIT_ROWS_CPU = (256, 1024)  # smaller bags are joined until there are so many rows: tiny products are slow
+_UNIT_ROWS_GPU = (131_072, 131_072)
+_UNITS_WANTED = 4  # in a step, if its bags have rows enough, so that each lane gets work
 _SCALE_FLOOR = 0.1  # of the median feature scale: a nearly constant feature must not blow up
 
 
@@ -167,9 +169,7 @@ class _Trainer:
         self._on_device: dict[str, Tensor] = {}
         steps = max(1, min(spec.min_steps, len(train_ids)))
         self._batch = min(spec.batch_bags, max(1, len(train_ids) // steps))
-        self._optimizer = torch.optim.AdamW(
-            self._model.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, fused=True
-        )
+        self._optimizer = AdamW(self._model, spec.weight_decay)
 
     def run(self, on_epoch: Callable[[dict[str, float]], None]) -> TrainedFold:
         history: list[dict[str, float]] = []
@@ -191,31 +191,26 @@ class _Trainer:
         return TrainedFold(model, tuple(history), best_epoch, self._precision)
 
     def _train_epoch(self, epoch: int, rate: float) -> float:
-        self._optimizer.param_groups[0]["lr"] = rate
         random = np.random.default_rng([self._spec.seed, 1, epoch])
         order = random.permutation(len(self._train_ids))
         losses = []
         for start in range(0, len(order), self._batch):
             batch = [self._train_ids[index] for index in order[start : start + self._batch]]
-            losses.append(self._step(batch, [int(seed) for seed in random.integers(0, 2**63, len(batch))]))
+            losses.append(self._step(batch, [int(seed) for seed in random.integers(0, 2**63, len(batch))], rate))
         return float(sum(float(loss) for loss in losses) / len(losses))
 
-    def _step(self, batch: list[str], seeds: list[int]) -> Any:
+    def _step(self, batch: list[str], seeds: list[int], rate: float) -> Any:
         weights = PackedWeights.of(self._model, self._dtype, training=True)
         bag_weights = self._bag_weights(batch)
         groups = self._units(batch)
 
-        def work(group: range, space: Workspace) -> tuple[dict[str, Tensor], Any]:
+        def work(group: range, space: Workspace) -> tuple[Tensor, Any]:
             unit = self._unit([batch[i] for i in group], bag_weights[list(group)], space, seeds[group[0]])
-            return gradient(weights, unit, space)
+            gradients, loss = gradient(weights, unit, space)
+            return self._optimizer.flatten(gradients), loss
 
         parts = self._lanes.map(work, groups)
-        for name, parameter in self._model.named_parameters():
-            total = parts[0][0][name].to(torch.float32)
-            for grads, _ in parts[1:]:
-                total = total.add_(grads[name])
-            parameter.grad = total
-        self._optimizer.step()
+        self._optimizer.step([flat for flat, _ in parts], rate, self._lanes)
         return sum(loss for _, loss in parts)
 
     def _validate(self) -> float:
@@ -237,10 +232,13 @@ class _Trainer:
 
     def _units(self, slides: Sequence[str]) -> list[range]:
         """Join neighbours until a unit is large enough, by sizes alone."""
+        sizes = [self._bags.n_tiles[slide_id] for slide_id in slides]
+        sizes = [min(size, self._spec.max_tiles or size) for size in sizes]
+        enough = int(np.clip(sum(sizes) // _UNITS_WANTED, *self._unit_rows))
         groups, start, rows = [], 0, 0
-        for index, slide_id in enumerate(slides):
-            rows += min(self._bags.n_tiles[slide_id], self._spec.max_tiles or self._bags.n_tiles[slide_id])
-            if rows >= self._unit_rows or index == len(slides) - 1:
+        for index, size in enumerate(sizes):
+            rows += size
+            if rows >= enough or index == len(sizes) - 1:
                 groups.append(range(start, index + 1))
                 start, rows = index + 1, 0
         return groups
