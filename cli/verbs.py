@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from wsi_dino.cli.demo import demo
 from wsi_dino.cli.doctor import doctor
+from wsi_dino.cli.embed import embed
 from wsi_dino.cli.encoders import encoders
 from wsi_dino.cli.init import init
 from wsi_dino.cli.tile import tile
@@ -13,6 +15,8 @@ from wsi_dino.cli.tile import tile
 VERBS: dict[str, Callable[..., Any]] = {
     "init": init,
     "tile": tile,
+    "embed": embed,
     "encoders": encoders,
     "doctor": doctor,
+    "demo": demo,
 }

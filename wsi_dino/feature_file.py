@@ -89,7 +89,7 @@ def _fill(dataset: h5py.Dataset, values: np.ndarray) -> str:
     for start in range(0, len(values), _CHUNK_ROWS):
         rows = np.ascontiguousarray(values[start : start + _CHUNK_ROWS], dtype=dataset.dtype)
         dataset[start : start + len(rows)] = rows
-        digest.update(rows)
+        digest.update(rows.data)
     return digest.hexdigest()
 
 

@@ -75,27 +75,39 @@ class ItemQueue:
                 return None
             time.sleep(_POLL_S)
 
+    def take_if_free(self, key: str) -> ClaimedItem | None:
+        """Return the item `key` when it is unfinished and nobody works on it, else None; never waits."""
+        with self._lock:
+            item = self._open.get(key)
+        return None if item is None or item.key in self._taken else self._try(item)[0]
+
     def _sweep(self) -> tuple[ClaimedItem | None, bool]:
         with self._lock:
             waiting = [item for item in self._open.values() if item.key not in self._taken]
         others_at_work = False
         for item in waiting:
-            claim = try_claim(self._run.claim_path(self._stage, item.key))
-            if claim is None:
-                others_at_work = True
-                continue
-            with self._lock:
-                if item.key in self._taken or item.key not in self._open:
-                    claim.release()
-                    continue
-                row = self._finished_row(item)
-                if row is None:
-                    self._taken.add(item.key)
-                    return ClaimedItem(item, claim), others_at_work
-                self._close(item, row)
-                self.n_reused += 1
-            claim.release()
+            claimed, others = self._try(item)
+            others_at_work |= others
+            if claimed is not None:
+                return claimed, others_at_work
         return None, others_at_work
+
+    def _try(self, item: Item) -> tuple[ClaimedItem | None, bool]:
+        claim = try_claim(self._run.claim_path(self._stage, item.key))
+        if claim is None:
+            return None, True
+        with self._lock:
+            if item.key in self._taken or item.key not in self._open:
+                claim.release()
+                return None, False
+            row = self._finished_row(item)
+            if row is None:
+                self._taken.add(item.key)
+                return ClaimedItem(item, claim), False
+            self._close(item, row)
+            self.n_reused += 1
+        claim.release()
+        return None, False
 
     def _finished_row(self, item: Item) -> dict[str, Any] | None:
         row = self._run.read_row(self._stage, item.key)

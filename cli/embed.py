@@ -1,0 +1,304 @@
+"""`wsi-dino embed`: tiles of slides through one or several encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsi_dino.cli import console
+from wsi_dino.cli.options import Device, DeviceOption, EncodersOption, JsonOption, RunOption, WorkersOption
+from wsi_dino.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from wsi_dino.encoders.encoder import Encoder
+    from wsi_dino.pathology.embed_spec import EmbedSpec
+    from wsi_dino.pathology.embedding import EmbedOutcome
+    from wsi_dino.pathology.stain import StainReference
+    from wsi_dino.run_folder import RunFolder
+
+_MODEL, _PIXELS = "Model and weights", "Slides and pixels"
+_SHOWN = ["encoder", "slide_id", "status", "tiles", "seconds", "tiles_per_s"]
+_LONG_TABLE = 40
+
+
+class StoreDtype(StrEnum):
+    """Number formats of features on disk."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+class PrecisionName(StrEnum):
+    """Number formats a network runs in."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+class BackendName(StrEnum):
+    """Slide readers."""
+
+    auto = "auto"
+    openslide = "openslide"
+    tiled_tiff = "tiled-tiff"
+    image = "image"
+
+
+class StainNorm(StrEnum):
+    """Stain normalisations of tiatoolbox."""
+
+    macenko = "macenko"
+    vahadane = "vahadane"
+    reinhard = "reinhard"
+
+
+def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
+
+
+def embed(
+    encoder: EncodersOption,
+    run: RunOption,
+    pooling: Annotated[
+        list[str] | None,
+        _option(
+            _MODEL,
+            "--pooling",
+            help="How tokens become one vector: mean, cls, cls+mean ...; NAME=POOLING for one of several encoders. "
+            "The default is in `wsi-dino encoders NAME`.",
+        ),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        _option(_MODEL, "--weights", help="Checkpoint file to use; NAME=FILE for one of several encoders."),
+    ] = None,
+    weights_dir: Annotated[
+        Path | None, _option(_MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
+    ] = None,
+    random_weights: Annotated[
+        int | None,
+        _option(
+            _MODEL,
+            "--random-weights",
+            help="Seed of an untrained network, to measure speed without weights. Marked in the files.",
+        ),
+    ] = None,
+    precision: Annotated[
+        PrecisionName,
+        _option(
+            _MODEL, "--precision", help="Number format of the network; auto: bf16 where it is fast.  [default: auto]"
+        ),
+    ] = PrecisionName.auto,
+    batch_size: Annotated[
+        int, _option(_MODEL, "--batch-size", min=0, help="Tiles at once; 0 chooses.  [default: 0]")
+    ] = 0,
+    store_dtype: Annotated[
+        StoreDtype,
+        _option(
+            _MODEL,
+            "--store-dtype",
+            help="Features on disk. float16 has half the size and a cosine of 0.9999999 to float32.  "
+            "[default: float16]",
+        ),
+    ] = StoreDtype.float16,
+    slides_folder: Annotated[
+        Path | None,
+        _option(_PIXELS, "--slides", help="Folder where the slides lie now, if not where `tile` found them."),
+    ] = None,
+    backend: Annotated[
+        BackendName, _option(_PIXELS, "--backend", help="Slide reader; auto takes the fastest that fits.")
+    ] = BackendName.auto,
+    stain_norm: Annotated[
+        StainNorm | None,
+        _option(
+            _PIXELS,
+            "--stain-norm",
+            help="Bring the stains of each slide to those of --stain-reference (extra `tiatoolbox`); estimated once "
+            "a slide. Vahadane's method is unstable with today's scikit-learn.",
+        ),
+    ] = None,
+    stain_reference: Annotated[
+        Path | None, _option(_PIXELS, "--stain-reference", help="Image of H&E tissue whose stains are the aim.")
+    ] = None,
+    workers: WorkersOption = 0,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn the tiles of a run into feature vectors.
+
+    Writes RUN/features/ENCODER/SLIDE.h5 and RUN/embed.csv. Killed or interrupted, the same command goes on
+    from the last batch; a changed option, weight, tile or slide is never served from old files. Several
+    processes may work on one RUN. Exit code 1 when a slide failed or has no tiles.
+    """
+    from wsi_dino.run_folder import RunFolder
+
+    names = list(dict.fromkeys(encoder))
+    folder = RunFolder(run).require()
+    _require_tiles(folder)
+    stain = _load_stain(stain_norm, stain_reference)
+    spec = _make_spec(store_dtype, backend, precision, batch_size, stain)
+    loaded = _load_encoders(
+        names,
+        pooling=_per_encoder("--pooling", pooling, names),
+        weights=_per_encoder("--weights", weights, names),
+        weights_dir=weights_dir,
+        random_weights=random_weights,
+        device=device,
+        precision=precision,
+        workers=workers,
+    )
+    from wsi_dino.pathology.embedding import embed_slides
+
+    with console.progress("embed", unit="tiles") as progress:
+        outcome = embed_slides(
+            folder,
+            loaded,
+            spec,
+            stain=stain,
+            slides_folder=slides_folder,
+            workers=workers,
+            progress=progress,
+            notice=console.say,
+        )
+    if as_json:
+        console.print_json(_as_json(run, outcome))
+    else:
+        _print_summary(outcome, folder)
+    console.leave(sum(one.count("failed") + one.count("empty") for one in outcome.encoders))
+
+
+def _require_tiles(folder: RunFolder) -> None:
+    """Fail before torch is imported and weights are read."""
+    if not folder.rows("tile"):
+        raise ConfigError(
+            f"Embedding {folder.path}: no slide of it is tiled. Run `wsi-dino tile SLIDES --run {folder.path}` first."
+        )
+
+
+def _load_stain(method: StainNorm | None, reference: Path | None) -> StainReference | None:
+    if (method is None) != (reference is None):
+        raise ConfigError("--stain-norm METHOD and --stain-reference IMAGE need each other: give both or none.")
+    if method is None or reference is None:
+        return None
+    from wsi_dino.pathology.stain import StainReference
+
+    return StainReference(method.value, reference)
+
+
+def _make_spec(
+    store_dtype: StoreDtype,
+    backend: BackendName,
+    precision: PrecisionName,
+    batch_size: int,
+    stain: StainReference | None,
+) -> EmbedSpec:
+    from wsi_dino.pathology.embed_spec import EmbedSpec
+
+    return EmbedSpec(
+        store_dtype=store_dtype.value,
+        backend=backend.value,
+        precision=precision.value,
+        batch_size=batch_size,
+        stain_method=None if stain is None else stain.method,
+        stain_reference_sha256=None if stain is None else stain.sha256,
+    )
+
+
+def _load_encoders(
+    names: Sequence[str],
+    *,
+    pooling: Mapping[str, str],
+    weights: Mapping[str, str],
+    random_weights: int | None,
+    **settings: Any,
+) -> list[Encoder]:
+    if random_weights is not None and weights:
+        raise ConfigError("--weights and --random-weights exclude each other: give one of them.")
+    for name, file in weights.items():
+        if not Path(file).is_file():
+            raise WeightsError(f"Loading weights for {name}: --weights {file} is not a file.")
+    from wsi_dino.encoders.registry import get_record
+
+    for name in names:  # a wrong name costs no import of torch
+        get_record(name)
+    from wsi_dino.encoders.loading import load_encoder
+
+    return [
+        load_encoder(
+            name,
+            pooling=pooling.get(name),
+            weights=Path(weights[name]) if name in weights else None,
+            random_weights=random_weights,
+            **settings,
+        )
+        for name in names
+    ]
+
+
+def _per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
+    """Sort ``VALUE`` and ``NAME=VALUE`` by encoder.
+
+    Raises:
+        ConfigError: a value without a name is given for several encoders, or two for one encoder.
+    """
+    result: dict[str, str] = {}
+    for text in values or ():
+        name, _, value = text.partition("=")
+        named = bool(value) and name in names
+        if not named and option == "--weights" and len(names) > 1:
+            raise ConfigError(
+                f"{option} {text}: with several encoders write NAME=FILE, NAME one of {', '.join(names)}."
+            )
+        for key in [name] if named else names:
+            if key in result:
+                raise ConfigError(f"{option} is given twice for {key}: {result[key]} and {value if named else text}.")
+            result[key] = value if named else text
+    return result
+
+
+def _as_json(run: Path, outcome: EmbedOutcome) -> dict[str, Any]:
+    return {
+        "command": "embed",
+        "run": str(run),
+        "encoders": {
+            one.name: {
+                "done": one.count("done"),
+                "empty": one.count("empty"),
+                "failed": one.count("failed"),
+                "slides_kept": one.slides_kept,
+                "tiles": sum(int(row.get("tiles") or 0) for row in one.rows),
+                "tiles_encoded": one.tiles_encoded,
+                "tiles_resumed": one.tiles_resumed,
+                "tiles_per_s": round(one.tiles_encoded / outcome.seconds, 2),
+                "limited_by": outcome.limited_by if one.tiles_encoded else None,
+                "seconds": round(outcome.seconds, 3),
+            }
+            for one in outcome.encoders
+        },
+        "load": outcome.load,
+        "rows": [row for one in outcome.encoders for row in one.rows],
+    }
+
+
+def _print_summary(outcome: EmbedOutcome, folder: RunFolder) -> None:
+    rows = [row for one in outcome.encoders for row in one.rows]
+    bad = [row for row in rows if row["status"] != "done"]
+    console.print_table(rows if len(rows) <= _LONG_TABLE else bad, _SHOWN)
+    for row in bad:
+        console.say(f"{row['status']}: {row['slide_id']} ({row['encoder']}): {row['reason']}")
+    for one in outcome.encoders:
+        console.say(
+            f"{one.name}: {one.count('done')} slides done ({one.slides_kept} of them before), "
+            f"{one.count('empty')} empty, {one.count('failed')} failed; {one.tiles_encoded} tiles encoded, "
+            f"{one.tiles_resumed} resumed, {one.tiles_encoded / outcome.seconds:.1f} tiles/s"
+        )
+    if any(one.tiles_encoded for one in outcome.encoders):
+        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in outcome.load.items())
+        console.say(f"limited by {outcome.limited_by} (busy: {shares})")
+    console.say(f"{folder.path / 'embed.csv'} lists all; features are in {folder.path / 'features'}")

@@ -1,0 +1,267 @@
+"""All slides of a run through one or several encoders: each tile read once, nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_dino.errors import ConfigError, EncoderError
+from wsi_dino.pathology.embed_spec import EmbedSpec, EncoderTask, TileEncoder
+from wsi_dino.pathology.feature_writer import FeatureWriter
+from wsi_dino.pathology.slide_job import SlideJob, Track
+from wsi_dino.pathology.slide_planner import SlidePaths, SlidePlanner, check_features_folder
+from wsi_dino.pathology.stain import StainReference
+from wsi_dino.pathology.tile_stream import SourceEnd, TileBlock, TileStream
+from wsi_dino.provenance import remove_stale_temporaries
+from wsi_dino.run_folder import RunFolder
+
+COLUMNS = ("encoder", "slide_id", "status", "reason", "tiles", "seconds", "tiles_per_s", "backend")
+# Two batches in the encoder's hands: the next one starts while the last one's results are fetched.
+_BATCHES_AT_ONCE = 2
+
+Report = Callable[..., None]
+
+
+@dataclass
+class EncoderOutcome:
+    """What one encoder did in one call of `embed_slides`.
+
+    Attributes:
+        rows: one a slide of the run.
+        tiles_encoded: by the model, in this call.
+        tiles_resumed: taken from journals of interrupted calls.
+        slides_kept: finished by earlier calls, or by another process during this one.
+    """
+
+    name: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    tiles_encoded: int = 0
+    tiles_resumed: int = 0
+    slides_kept: int = 0
+
+    def count(self, status: str) -> int:
+        """Return how many slides have `status`."""
+        return sum(row["status"] == status for row in self.rows)
+
+
+@dataclass
+class EmbedOutcome:
+    """What a call of `embed_slides` did, and how long its stages were busy.
+
+    Attributes:
+        encoders: one outcome an encoder.
+        seconds: of the whole, without loading encoders.
+        load: share of that time in which reading (mean over threads), encoding and writing were at work;
+            the highest is the stage that limits.
+    """
+
+    encoders: list[EncoderOutcome]
+    seconds: float
+    load: dict[str, float]
+
+    @property
+    def limited_by(self) -> str:
+        """The busiest stage."""
+        return max(self.load, key=lambda stage: self.load[stage])
+
+
+def embed_slides(
+    run: RunFolder,
+    encoders: Sequence[TileEncoder],
+    spec: EmbedSpec,
+    *,
+    stain: StainReference | None = None,
+    slides_folder: Path | None = None,
+    workers: int = 0,
+    progress: Report | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> EmbedOutcome:
+    """Write ``features/ENCODER/SLIDE.h5`` for every tiled slide of `run`, and ``embed.csv``.
+
+    A slide whose file was made with the same request, weights, tiles and slide is left as it is; one that
+    was interrupted goes on from its last stored batch, and its file is the same to the bit as without the
+    interruption. What goes wrong with one slide is its row and no trouble for the others.
+
+    Args:
+        run: the run folder, tiled.
+        encoders: loaded; each tile is read once for all of them.
+        spec: the request.
+        stain: the reference that `spec` names, or None.
+        slides_folder: where slides are looked for first, by slide_id.
+        workers: reading threads; 0 = one for each core.
+        progress: told ``progress(n_tiles, total=, text=)``.
+        notice: told what a reader should know before the work starts.
+
+    Raises:
+        ConfigError: nothing is tiled, or the run holds features that cannot be mixed with these.
+        StorageError: the disk is full or the run folder cannot be written; journals are kept.
+    """
+    report, tell = progress or _say_nothing, notice or _say_nothing
+    if not run.rows("tile"):
+        raise ConfigError(
+            f"Embedding {run.path}: no slide of it is tiled. Run `wsi-dino tile SLIDES --run {run.path}` first."
+        )
+    tasks = make_tasks(encoders, spec)
+    planner = SlidePlanner(run, tasks, SlidePaths(slides_folder), stain, report)
+    for task in tasks:
+        n_other = check_features_folder(run, task, planner.slide_ids)
+        if n_other:
+            tell(f"{task.name}: {n_other} slides have features of another choice; they are made anew.")
+        remove_stale_temporaries(run.features(task.name))
+    report(total=planner.n_tiles)
+    outcome = _Pipeline(run, planner, tasks, workers or os.cpu_count() or 1, report).work()
+    run.write_table(run.path / "embed.csv", all_rows(run), COLUMNS)
+    return outcome
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def make_tasks(encoders: Sequence[TileEncoder], spec: EmbedSpec) -> list[EncoderTask]:
+    """Return a task an encoder, with batch sizes of which the largest is a multiple of each.
+
+    Where they do not nest, all take the smallest: a block of tiles is cut into whole batches only.
+    """
+    sizes = [spec.batch_size or encoder.batch_size for encoder in encoders]
+    if any(max(sizes) % size for size in sizes):
+        sizes = [min(sizes)] * len(sizes)
+    return [EncoderTask(encoder, spec, size) for encoder, size in zip(encoders, sizes, strict=True)]
+
+
+def all_rows(run: RunFolder) -> list[dict[str, Any]]:
+    """Return the rows of every encoder of `run`, by encoder and slide."""
+    stages = sorted(folder.name for folder in run.state.glob("embed-*") if folder.is_dir())
+    rows = [row for stage in stages for row in run.rows(stage)]
+    return sorted(rows, key=lambda row: (str(row.get("encoder")), str(row.get("slide_id"))))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch with an encoder; `last_of` is the block that is free after it."""
+
+    job: SlideJob
+    track: Track
+    number: int
+    future: Future[np.ndarray]
+    last_of: TileBlock | None
+
+
+def _features(batch: _Batch) -> np.ndarray:
+    try:
+        return batch.future.result()
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        raise EncoderError(
+            f"Embedding {batch.job.slide_id} with {batch.track.task.name}: batches of {batch.track.task.batch_size} "
+            "tiles do not fit the memory of the device. Give a smaller --batch-size; what is done is kept."
+        ) from error
+
+
+class _Pipeline:
+    """Reading threads, the encoder, the writing thread, and what flows between them."""
+
+    def __init__(
+        self, run: RunFolder, planner: SlidePlanner, tasks: Sequence[EncoderTask], workers: int, report: Report
+    ) -> None:
+        self._planner, self._tasks, self._workers = planner, tasks, workers
+        self._stream = TileStream(planner.jobs(), workers)
+        self._writer = FeatureWriter(run, planner, report)
+        self._encoding = _BusyTime()
+        self._in_hand: deque[_Batch | SourceEnd] = deque()
+
+    def work(self) -> EmbedOutcome:
+        begun = time.perf_counter()
+        try:
+            with self._writer, ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as pool, self._stream:
+                for event in self._stream:
+                    if isinstance(event, SourceEnd):
+                        self._in_hand.append(event)
+                        self._drain(_BATCHES_AT_ONCE)
+                    else:
+                        self._encode(pool, event)
+                self._drain(0)
+        finally:
+            self._planner.stop()
+        return self._outcome(time.perf_counter() - begun)
+
+    def _encode(self, pool: ThreadPoolExecutor, block: TileBlock) -> None:
+        job: SlideJob = block.source
+        batches = [(track, *where) for track in job.tracks for where in track.batches_within(block.start, block.stop)]
+        if job.failure is not None:
+            self._stream.release(block)
+            return
+        for number, (track, batch, first, last) in enumerate(batches, 1):
+            self._drain(_BATCHES_AT_ONCE - 1)
+            pixels = block.pixels[first - block.start : last - block.start]
+            job.begin()
+            future = pool.submit(self._encoding.timed, track.task.encoder.embed, pixels)
+            self._in_hand.append(_Batch(job, track, batch, future, block if number == len(batches) else None))
+
+    def _drain(self, at_most: int) -> None:
+        """Hand on what comes first until at most so many batches are with the encoder."""
+        while self._in_hand:
+            first = self._in_hand[0]
+            if isinstance(first, SourceEnd):
+                self._writer.finish(first.source, first.error)
+            elif sum(isinstance(item, _Batch) for item in self._in_hand) <= at_most:
+                return
+            else:
+                self._writer.store(first.job, first.track, first.number, _features(first))
+                if first.last_of is not None:
+                    self._stream.release(first.last_of)
+            self._in_hand.popleft()
+
+    def _outcome(self, seconds: float) -> EmbedOutcome:
+        load = {
+            "reading": self._stream.reading_s / self._workers,
+            "encoding": self._encoding.seconds,
+            "writing": self._writer.writing_s,
+        }
+        shares = {stage: round(busy / seconds, 4) for stage, busy in load.items()}
+        return EmbedOutcome([self._encoder_outcome(task) for task in self._tasks], seconds, shares)
+
+    def _encoder_outcome(self, task: EncoderTask) -> EncoderOutcome:
+        queue = self._planner.queues[task.name]
+        rows = queue.rows()
+        own = [row for row in rows if row["slide_id"] in self._planner.finished[task.name]]
+        return EncoderOutcome(
+            task.name,
+            rows,
+            tiles_encoded=sum(row.get("tiles_encoded", 0) for row in own),
+            tiles_resumed=sum(row.get("tiles_resumed", 0) for row in own),
+            slides_kept=queue.n_reused,
+        )
+
+
+class _BusyTime:
+    """Time in which at least one call is under way."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._active = 0
+        self._since_s = 0.0
+
+    def timed(self, function: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+        with self._lock:
+            self._active += 1
+            if self._active == 1:
+                self._since_s = time.perf_counter()
+        try:
+            return function(pixels)
+        finally:
+            with self._lock:
+                self._active -= 1
+                if self._active == 0:
+                    self.seconds += time.perf_counter() - self._since_s

@@ -1,0 +1,342 @@
+"""Which slides of a run still need which encoder, and opening them one after the other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_dino.errors import ConfigError, FeatureFileError, SlideError, StorageError, TileGridError
+from wsi_dino.feature_file import IDENTITY_KEYS, read_feature_file, read_provenance
+from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
+from wsi_dino.pathology.discovery import discover_slides
+from wsi_dino.pathology.embed_spec import EncoderTask, feature_path, tile_path
+from wsi_dino.pathology.journal import EncodingJournal
+from wsi_dino.pathology.slide import Slide, open_slide
+from wsi_dino.pathology.slide_job import FailedSlide, SlideJob, Track
+from wsi_dino.pathology.stain import StainReference
+from wsi_dino.pathology.tile_grid import TileGrid, read_tile_grid
+from wsi_dino.provenance import environment, file_sha256, fingerprint, slide_fingerprint
+from wsi_dino.run_folder import RunFolder, safe_name
+
+Job = SlideJob | FailedSlide
+
+
+class SlidePaths:
+    """Where the slide files are: where `tile` found them, or below another folder.
+
+    Raises:
+        ConfigError: `folder` holds no slide, or two with one slide_id.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._elsewhere = {} if folder is None else {s.slide_id: s.path for s in discover_slides(folder)}
+
+    def find(self, row: Mapping[str, Any]) -> Path:
+        """Return the slide file of a row of the stage ``tile``.
+
+        Raises:
+            SlideError: it is nowhere.
+        """
+        path = self._elsewhere.get(str(row["slide_id"]), Path(str(row.get("path", ""))))
+        if not path.exists():
+            advice = "Name the folder that holds it now with --slides, or run `wsi-dino tile` again."
+            raise SlideError(f"Opening slide {row['slide_id']}: it is no longer at {path}. {advice}")
+        return path
+
+
+class SlidePlanner:
+    """Yields the slides to embed, opened, each for all encoders that still miss it.
+
+    Args:
+        run: the run folder, with tiles.
+        tasks: the encoders.
+        paths: finds slide files.
+        stain: the reference for stain normalisation, or None.
+        report: told ``report(n_tiles)`` of tiles that need no work.
+
+    Attributes:
+        queues: the items of each encoder.
+        finished: slide_ids that were finished here, for each encoder.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        tasks: Sequence[EncoderTask],
+        paths: SlidePaths,
+        stain: StainReference | None,
+        report: Callable[..., None],
+    ) -> None:
+        self._run, self._tasks, self._paths, self._stain, self._report = run, tasks, paths, stain, report
+        rows = {str(row["slide_id"]): row for row in run.rows("tile")}
+        self._rows = dict(sorted(rows.items()))
+        items = self._items()
+        self.queues = {
+            task.name: ItemQueue(run, task.stage, items[task.name], _IsIntact(run, task, self._rows, paths, report))
+            for task in tasks
+        }
+        self.finished: dict[str, set[str]] = {task.name: set() for task in tasks}
+        self._open_jobs: set[Job] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    @property
+    def n_tiles(self) -> int:
+        """Tiles of the whole run, all encoders together."""
+        return len(self._tasks) * sum(int(row.get("tiles") or 0) for row in self._rows.values())
+
+    @property
+    def slide_ids(self) -> list[str]:
+        """Ids of all slides of the run."""
+        return list(self._rows)
+
+    def _items(self) -> dict[str, list[Item]]:
+        hashes = {slide_id: self._tiles_sha256(row) for slide_id, row in self._rows.items()}
+        return {
+            task.name: [Item(slide_id, task.item_fingerprint(sha256)) for slide_id, sha256 in hashes.items()]
+            for task in self._tasks
+        }
+
+    def _tiles_sha256(self, row: Mapping[str, Any]) -> str:
+        path = tile_path(self._run, str(row["slide_id"]))
+        if row.get("status") != "done" or not path.is_file():
+            return f"{row.get('status')}: {row.get('fingerprint')}"
+        return file_sha256(path)
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield opened slides; waits where another process still works on the last of them.
+
+        Raises:
+            StorageError: a journal cannot be written.
+        """
+        for task in self._tasks:
+            while (claimed := self.queues[task.name].take()) is not None:
+                claims = [(task, claimed), *self._others(task, claimed.item.key)]
+                job = self._planned(claimed.item.key, claims)
+                if job is not None and self._note(job):
+                    yield job
+
+    def _others(self, first: EncoderTask, slide_id: str) -> Iterator[tuple[EncoderTask, ClaimedItem]]:
+        for task in self._tasks:
+            if task is not first and (claimed := self.queues[task.name].take_if_free(slide_id)) is not None:
+                yield task, claimed
+
+    def _planned(self, slide_id: str, claims: list[tuple[EncoderTask, ClaimedItem]]) -> Job | None:
+        try:
+            return self._plan(slide_id, claims)
+        except StorageError:
+            for task, claimed in claims:
+                self.queues[task.name].give_back(claimed)
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, SlideError | TileGridError) else f"{type(error).__name__}: {error}"
+            return FailedSlide(slide_id, claims, "failed", reason)
+
+    def _plan(self, slide_id: str, claims: list[tuple[EncoderTask, ClaimedItem]]) -> Job | None:
+        row = self._rows[slide_id]
+        if row.get("status") == "empty":
+            return FailedSlide(slide_id, claims, "empty", str(row.get("reason") or "no tissue was found"))
+        if row.get("status") != "done":
+            return FailedSlide(slide_id, claims, "failed", f"not tiled: {row.get('reason') or row.get('status')}")
+        grid = read_tile_grid(tile_path(self._run, slide_id))
+        if len(grid) == 0:
+            return FailedSlide(slide_id, claims, "empty", "no tile is in its tile file")
+        claims = [pair for pair in claims if not self._is_written(grid, *pair)]
+        if not claims:
+            return None
+        path = self._paths.find(row)
+        check_unchanged(path, grid)
+        slide = open_slide(path, slide_id=slide_id, backend=claims[0][0].spec.backend)
+        try:
+            return self._job(slide, grid, claims)
+        except BaseException:
+            slide.close()
+            raise
+
+    def _is_written(self, grid: TileGrid, task: EncoderTask, claimed: ClaimedItem) -> bool:
+        """Whether a process that was killed after writing the file had only left its row unwritten."""
+        path = feature_path(self._run, task.name, grid.slide_id)
+        try:
+            if read_provenance(path).get("fingerprint") != claimed.item.fingerprint:
+                return False
+            file = read_feature_file(path, verify=True)
+        except FeatureFileError:
+            return False
+        backend = file.provenance.get("slide", {}).get("backend")
+        row = done_row(task, grid, backend, slide_path=None, seconds=0.0, n_encoded=0, n_resumed=len(grid))
+        self.finish(task, claimed, row)
+        self._report(len(grid))
+        return True
+
+    def _job(self, slide: Slide, grid: TileGrid, claims: list[tuple[EncoderTask, ClaimedItem]]) -> SlideJob:
+        tracks: list[Track] = []
+        try:
+            for task, claimed in claims:
+                tracks.append(Track(task, claimed, self._journal(task, claimed, grid, slide.backend)))
+            job = SlideJob(slide, grid, tracks)
+            if self._stain is not None:
+                job.normalise, job.stain_fit = self._stain.fit_slide(slide, grid)
+            self._report(sum(track.n_resumed for track in tracks))
+            return job
+        except BaseException:
+            for track in tracks:
+                track.journal.close()
+            raise
+
+    def _journal(self, task: EncoderTask, claimed: ClaimedItem, grid: TileGrid, backend: str) -> EncodingJournal:
+        # beside the request also what this machine chose: rows of unlike machines are not mixed in one file
+        resolved = (task.encoder.identity(), task.batch_size, backend, environment())
+        path = self._run.state / "journals" / safe_name(task.name) / f"{safe_name(grid.slide_id)}.journal"
+        key = fingerprint(claimed.item.fingerprint, grid.slide_fingerprint, *resolved)
+        dtype = np.dtype(task.spec.store_dtype)
+        return EncodingJournal(path, key, task.encoder.embed_dim, dtype, task.batch_size)
+
+    # what is in hand ---------------------------------------------------------------------------
+    def _note(self, job: Job) -> bool:
+        with self._lock:
+            if not self._stopped:
+                self._open_jobs.add(job)
+                return True
+        self._abandon(job)
+        return False
+
+    def finish(self, task: EncoderTask, claimed: ClaimedItem, row: dict[str, Any]) -> None:
+        """Store the row of a slide and give up its claim."""
+        self.finished[task.name].add(claimed.item.key)
+        self.queues[task.name].finish(claimed, row)
+
+    def forget(self, job: Job) -> None:
+        """A job is finished: its rows are written and its claims released."""
+        with self._lock:
+            self._open_jobs.discard(job)
+        job.close()
+
+    def stop(self) -> None:
+        """Give back everything that is unfinished; journals stay."""
+        with self._lock:
+            self._stopped = True
+            jobs, self._open_jobs = self._open_jobs, set()
+        for job in jobs:
+            self._abandon(job)
+
+    def _abandon(self, job: Job) -> None:
+        job.close()
+        pairs = job.claims if isinstance(job, FailedSlide) else [(track.task, track.claimed) for track in job.tracks]
+        for task, claimed in pairs:
+            if claimed.item.key not in self.finished[task.name]:
+                self.queues[task.name].give_back(claimed)
+
+
+def check_unchanged(path: Path, grid: TileGrid) -> None:
+    """Compare the slide file with the one that was tiled.
+
+    Raises:
+        SlideError: its content is another one.
+    """
+    if slide_fingerprint(path) != grid.slide_fingerprint:
+        raise SlideError(
+            f"Opening slide {grid.slide_id}: {path} has changed since it was tiled. Run `wsi-dino tile` again."
+        )
+
+
+def slide_stat(path: Path | None) -> list[int] | None:
+    """Return size and modification time, by which an unchanged file is known without reading it."""
+    if path is None or not path.is_file():
+        return None
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def done_row(
+    task: EncoderTask,
+    grid: TileGrid,
+    backend: str | None,
+    *,
+    slide_path: Path | None,
+    seconds: float,
+    n_encoded: int,
+    n_resumed: int,
+    reason: str = "",
+) -> dict[str, Any]:
+    """Return the row of a finished slide."""
+    return {
+        "encoder": task.name,
+        "slide_id": grid.slide_id,
+        "status": "done",
+        "reason": reason,
+        "tiles": len(grid),
+        "seconds": round(seconds, 3),
+        "tiles_per_s": round(n_encoded / seconds, 2) if seconds and n_encoded else None,
+        "backend": backend,
+        "tiles_encoded": n_encoded,
+        "tiles_resumed": n_resumed,
+        "slide_stat": slide_stat(slide_path),
+        "slide_fingerprint": grid.slide_fingerprint,
+    }
+
+
+class _IsIntact:
+    """Whether the feature file that a finished row promises is there, whole, and still of this slide."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        task: EncoderTask,
+        tile_rows: Mapping[str, Mapping[str, Any]],
+        paths: SlidePaths,
+        report: Callable[..., None],
+    ) -> None:
+        self._run, self._task, self._tile_rows, self._paths, self._report = run, task, tile_rows, paths, report
+
+    def __call__(self, item: Item, row: dict[str, Any]) -> bool:
+        if row.get("status") == "empty":
+            return True
+        try:
+            provenance = read_provenance(feature_path(self._run, self._task.name, item.key))
+        except FeatureFileError:
+            return False
+        whole = provenance.get("fingerprint") == item.fingerprint and provenance["n"] == row.get("tiles")
+        intact = whole and self._is_same_slide(item, row)
+        if intact:
+            self._report(provenance["n"])
+        return intact
+
+    def _is_same_slide(self, item: Item, row: dict[str, Any]) -> bool:
+        try:
+            path = self._paths.find(self._tile_rows[item.key])
+            # a slide that was archived leaves its features valid; one that was replaced does not
+            return slide_stat(path) == row.get("slide_stat") or slide_fingerprint(path) == row.get("slide_fingerprint")
+        except (SlideError, OSError):
+            return True
+
+
+def check_features_folder(run: RunFolder, task: EncoderTask, slide_ids: Sequence[str]) -> int:
+    """Look for feature files that the task would not redo and that could not be mixed with its own.
+
+    Returns:
+        How many files of the run's slides are of another pooling, weights or stain normalisation, and
+        are therefore made anew.
+
+    Raises:
+        ConfigError: the folder holds imported features, or others of a slide that the run does not know.
+    """
+    identity = task.identity | {"embed_dim": task.encoder.embed_dim}
+    n_other = 0
+    for path in sorted(run.features(task.name).glob("*.h5")):
+        try:
+            provenance = read_provenance(path)
+        except FeatureFileError:
+            continue
+        differing = [key for key in IDENTITY_KEYS if provenance.get(key) != identity.get(key)]
+        n_other += bool(differing) and not provenance.get("imported")
+        if provenance.get("imported") or (differing and path.stem not in slide_ids):
+            what = "imported features" if provenance.get("imported") else f"features of another {differing[0]}"
+            raise ConfigError(
+                f"Embedding with {task.name}: {path} holds {what}, which `embed` would not redo and which cannot "
+                "be mixed with its own. Move it away, or use another --run."
+            )
+    return n_other
