@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
 from wsi_dino import __version__
 from wsi_dino.cli import console, project_file
 from wsi_dino.cli.grouped_help import GroupedCommand
-from wsi_dino.errors import WsiDinoError
+from wsi_dino.errors import StorageError, WsiDinoError
 from wsi_dino.provenance import as_storage_error
+
+# typer carries a click of its own in some releases: this names the base of its usage errors in all of them
+_CLICK_EXCEPTION: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="wsi-dino",
@@ -42,8 +45,15 @@ def _register_verbs() -> None:
         app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; never returns. Exit codes: 0 done, 1 some items failed, 2 wrong usage or input."""
+def _storage_error(error: OSError) -> StorageError:
+    path = Path(error.filename or "output")
+    return as_storage_error(error, path) or StorageError(
+        f"{path}: {error.strerror or error}. Check that the folder exists and can be read and written."
+    )
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 1 some items failed, 2 wrong usage or input, 130 interrupted."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _register_verbs()
     command = typer.main.get_command(app)
@@ -52,15 +62,16 @@ def main(arguments: list[str] | None = None) -> None:
     needs_none = {"--help", "-h"} & set(arguments) or arguments[:1] == ["init"]
     try:
         defaults: dict[str, Any] = {} if needs_none else project_file.defaults(command)
-        command.main(args=arguments, prog_name="wsi-dino", default_map=defaults)
+        code = command.main(arguments, prog_name="wsi-dino", default_map=defaults, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except WsiDinoError as error:
         console.fail(error, as_json=as_json)
-    except KeyboardInterrupt:
+    except _CLICK_EXCEPTION as error:
+        error.show()
+        console.fail_usage(error, as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort):
         console.interrupted(as_json=as_json)
     except BrokenPipeError:
         sys.exit(141)
     except OSError as error:
-        storage = as_storage_error(error, Path(error.filename or "output"))
-        if storage is None:
-            raise
-        console.fail(storage, as_json=as_json)
+        console.fail(_storage_error(error), as_json=as_json)

@@ -110,6 +110,14 @@ def fail(error: WsiDinoError, *, as_json: bool) -> NoReturn:
     sys.exit(2)
 
 
+def fail_usage(error: Exception, *, as_json: bool) -> NoReturn:
+    """Leave with 2 after the command line itself was wrong, which has been said on stderr."""
+    if as_json:
+        message = getattr(error, "format_message", lambda: str(error))()
+        print_json({"error": {"type": "UsageError", "message": message}, "exit_code": 2})
+    sys.exit(2)
+
+
 def interrupted(*, as_json: bool) -> NoReturn:
     """Say that nothing is lost and leave with 130."""
     say("interrupted: finished work is kept; the same command carries on from here.")

@@ -210,9 +210,9 @@ def test_no_space_becomes_a_storage_error(tmp_path: Path, number: int) -> None:
         _write_half(tmp_path / "a", OSError(number, os.strerror(number)))
 
 
-def test_file_in_place_of_the_folder_is_not_swallowed(tmp_path: Path) -> None:
+def test_file_in_place_of_the_folder_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(OSError, match=r"exists|directory"):
+    with pytest.raises(StorageError, match=r"exists|directory"):
         provenance.write_text_atomically(tmp_path / "run" / "tiles.csv", "")
 
 

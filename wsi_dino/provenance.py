@@ -182,6 +182,8 @@ def as_storage_error(error: OSError, path: Path) -> StorageError | None:
         return StorageError(f"Writing {path}: the disk is full. {advice}")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StorageError(f"Writing {path}: not permitted ({error.strerror}). Choose another folder with --run.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO):
+        return StorageError(f"Writing {path}: {error.strerror}. Choose another folder with --run.")
     return None
 
 
