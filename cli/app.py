@@ -41,6 +41,7 @@ def _root(
 def _register_verbs() -> None:
     from wsi_dino.cli import verbs
 
+    app.registered_commands.clear()  # `main` may run more than once in a process
     for name, function in verbs.VERBS.items():
         app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
 

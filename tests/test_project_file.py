@@ -18,6 +18,7 @@ from wsi_dino.errors import ConfigError
 @pytest.fixture
 def command() -> click.Command:
     """The whole program with all verbs."""
+    app.registered_commands.clear()
     for name, function in VERBS.items():
         app.command(name)(function)
     return typer.main.get_command(app)
