@@ -10,12 +10,14 @@ from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.embed import embed
 from wsi_dino.cli.encoders import encoders
 from wsi_dino.cli.init import init
+from wsi_dino.cli.mil import mil
 from wsi_dino.cli.tile import tile
 
 VERBS: dict[str, Callable[..., Any]] = {
     "init": init,
     "tile": tile,
     "embed": embed,
+    "mil": mil,
     "encoders": encoders,
     "doctor": doctor,
     "demo": demo,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import rankdata
 
+from wsi_dino.errors import SlideError
 from wsi_dino.pathology.heatmap import (
     attention_overlay,
     attention_picture,
@@ -107,7 +108,7 @@ def test_heatmap_is_written_with_its_legend(tmp_path: Path) -> None:
     pixels, xy, dark = _board(20, 12)
     Image.fromarray(pixels).save(tmp_path / "board.png")
     out = tmp_path / "heatmap.png"
-    assert write_heatmap(out, tmp_path / "board.png", dark.astype(float), xy, (TILE_PX, TILE_PX), title="board") == ""
+    write_heatmap(out, tmp_path / "board.png", dark.astype(float), xy, (TILE_PX, TILE_PX), title="board")
     with Image.open(out) as image:
         assert image.size == (1280, 768 + 56)
     first = out.read_bytes()
@@ -115,11 +116,10 @@ def test_heatmap_is_written_with_its_legend(tmp_path: Path) -> None:
     assert out.read_bytes() == first
 
 
-def test_missing_slide_is_said_not_raised(tmp_path: Path) -> None:
-    reason = write_heatmap(
-        tmp_path / "h.png", tmp_path / "gone.svs", np.ones(1), np.zeros((1, 2), int), (9, 9), title="t"
-    )
-    assert "gone.svs" in reason
+def test_missing_slide_is_named_and_nothing_written(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.svs"
+    with pytest.raises(SlideError, match=r"gone\.svs"):
+        write_heatmap(tmp_path / "h.png", gone, np.ones(1), np.zeros((1, 2), int), (9, 9), title="t")
     assert not (tmp_path / "h.png").exists()
 
 

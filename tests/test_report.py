@@ -34,7 +34,8 @@ def _predictions(n: int, separation: float, classes: list[str], seed: int = 0) -
         rows.append({
             "fold": index % 5, "subset": "test", "patient_id": f"P{index // 2}", "slide_id": f"S{index}",
             "target": classes[label], "label": label, "predicted": classes[int(scores.argmax())],
-            "score": float(scores[-1]), **{f"score_{i}": float(score) for i, score in enumerate(scores)},
+            "score": float(scores[-1]),
+            **{f"score_{name}": float(score) for name, score in zip(classes, scores, strict=True)},
         })  # fmt: skip
     return rows
 

@@ -18,8 +18,9 @@ _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _FROM_PAGE = {_INK: "currentColor", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES, 1)
 }
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "svg.hashsalt": "wsi-dino",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -168,5 +169,5 @@ def training_figure(folds: Sequence[tuple[str, Sequence[float], Sequence[float],
 
 
 def _plain(text: str) -> str:
-    """Return `text` so that matplotlib takes it literally: ``$`` would start a formula."""
-    return text.replace("$", r"\$")
+    """Return `text` so that the legend shows it: one that starts with ``_`` it would hide."""
+    return f" {text}" if text.startswith("_") else text

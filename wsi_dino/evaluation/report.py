@@ -72,7 +72,7 @@ class ReportInput:
     Attributes:
         metrics: the content of metrics.json.
         predictions: rows of predictions.csv of the test subset: ``fold, patient_id, slide_id, target,
-            label, predicted, score`` and ``score_0, score_1 ...`` for each class.
+            label, predicted, score`` and ``score_<class>`` for each class.
         curves: losses of each fold.
         examples: slides to show.
         command: what to type to get the same again, `command_place` in which folder.
@@ -170,7 +170,7 @@ def confusion_table(predictions: Iterable[Mapping[str, Any]], classes: Sequence[
     """
     counts = {truth: dict.fromkeys(classes, 0) for truth in classes}
     for row in predictions:
-        counts[str(row["target"])][str(row["predicted"])] += 1
+        counts[classes[int(row["label"])]][str(row["predicted"])] += 1
     table = []
     for truth in classes:
         total = sum(counts[truth].values())
@@ -224,7 +224,8 @@ def _figures(content: ReportInput) -> dict[str, str]:
     folds = scored_folds(rows, metrics["classes"])
     bins = metrics["calibration"]["bins"]
     by_class = [
-        (name, np.array([float(row["score"]) for row in rows if row["target"] == name])) for name in metrics["classes"]
+        (name, np.array([float(row["score"]) for row in rows if row["label"] == label]))
+        for label, name in enumerate(metrics["classes"])
     ]
     thresholds = [fold["threshold"] for fold in metrics["folds"] if fold.get("threshold") is not None]
     return {
@@ -242,13 +243,13 @@ def scored_folds(rows: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> l
         groups = [(f"fold {number}", [r for r in rows if int(r["fold"]) == number], 1) for number in numbers]
     else:
         groups = [(name, list(rows), index) for index, name in enumerate(classes)]
-    return [_scored(name, members, classes[index], f"score_{index}") for name, members, index in groups]
+    return [_scored(name, members, index, f"score_{classes[index]}") for name, members, index in groups]
 
 
-def _scored(name: str, rows: Sequence[Mapping[str, Any]], positive: str, column: str) -> ScoredFold:
+def _scored(name: str, rows: Sequence[Mapping[str, Any]], positive: int, column: str) -> ScoredFold:
     return ScoredFold(
         name,
-        np.array([row["target"] == positive for row in rows], bool),
+        np.array([row["label"] == positive for row in rows], bool),
         np.array([float(row[column]) for row in rows]),
         np.array([str(row["patient_id"]) for row in rows]),
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_dino.errors import WsiDinoError
 from wsi_dino.pathology.slide import open_slide
 from wsi_dino.provenance import write_atomically
 
@@ -168,24 +167,18 @@ def _draws(font: object, text: str) -> bool:
 def write_heatmap(
     path: Path, slide_path: Path, attention: np.ndarray, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int],
     *, title: str,
-) -> str:  # fmt: skip
+) -> None:  # fmt: skip
     """Write the heatmap of one slide as PNG.
 
-    Returns:
-        An empty text, or why there is no picture: the slide is not there or cannot be read.
-
     Raises:
+        SlideError: the slide is not there or cannot be read; nothing is written.
         StorageError: the disk is full or the folder cannot be written.
     """
     from PIL import Image
 
-    try:
-        picture = attention_picture(slide_path, attention, xy_level0, tile_wh_level0)
-    except WsiDinoError as error:
-        return str(error)
+    picture = attention_picture(slide_path, attention, xy_level0, tile_wh_level0)
     with write_atomically(path) as temporary:
         Image.fromarray(with_legend(picture, title)).save(temporary, format="PNG")
-    return ""
 
 
 def read_tiles(

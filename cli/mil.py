@@ -1,0 +1,384 @@
+"""`wsi-dino mil`: can a frozen encoder's features predict a label of whole slides?"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsi_dino.cli import console
+from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
+from wsi_dino.cli.project_file import PROJECT_FILE, read_project_file
+from wsi_dino.errors import ConfigError, SlideError, nearest_name
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from wsi_dino.mil.attention_file import SlideAttention
+    from wsi_dino.mil.material import Material
+    from wsi_dino.mil.run import MilOutcome, MilRequest
+    from wsi_dino.mil.tasks import Task
+    from wsi_dino.mil.training import TrainingSpec
+    from wsi_dino.run_folder import RunFolder
+
+_WHAT, _SPLIT, _TRAINING, _RESULTS = "What is predicted", "Folds", "Training", "Results"
+# option of the command line -> field of TrainingSpec; None leaves the field at its own default
+_FIELDS = {
+    "epochs": "epochs", "min_epochs": "min_epochs", "patience": "patience", "lr": "learning_rate",
+    "weight_decay": "weight_decay", "dropout": "dropout", "batch_slides": "batch_bags", "max_tiles": "max_tiles",
+    "hidden_dim": "hidden_dim", "attention_dim": "attention_dim", "precision": "precision", "seed": "seed",
+}  # fmt: skip
+_POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
+_NOT_IN_COMMAND = ("run", "labels", "splits", "device", "workers", "as_json", "encoder")
+_SHOWN = 5
+_TABLE = ["fold", "n_test", "auc", "accuracy", "precision", "recall", "f1", "threshold"]
+
+
+def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
+
+
+def mil(
+    ctx: typer.Context,
+    run: RunOption,
+    labels: Annotated[
+        Path | None,
+        _option(_WHAT, "--labels", help="CSV: slide_id, optional patient_id, target columns. Ids are text."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        _option(
+            _WHAT, "--task",
+            help="Task by name: of `tasks:` in wsi-dino.yaml, or bcnb-er, bcnb-pr, bcnb-her2, bcnb-ki67, bcnb-aln.",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        _option(_WHAT, "--target", help="Column to predict; a task of that name unless --task is given too."),
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        _option(
+            _WHAT, "--encoder", help="Whose features; may be repeated.  [default: the only one that RUN has]"
+        ),
+    ] = None,
+    allow_random_weights: Annotated[
+        bool,
+        _option(_WHAT, "--allow-random-weights", help="Accept features of an encoder without trained weights."),
+    ] = False,
+    folds: Annotated[
+        int,
+        _option(_SPLIT, "--folds", min=2, help="Folds by patient, stratified; 5 gives 7:1:2.  [default: 5]"),
+    ] = 5,
+    splits: Annotated[
+        Path | None,
+        _option(_SPLIT, "--splits", help="CSV fold,patient_id (or slide_id),subset to use instead of --folds."),
+    ] = None,
+    seed: Annotated[
+        int, _option(_SPLIT, "--seed", min=0, help="Of folds, weights, order and bootstrap.  [default: 0]")
+    ] = 0,
+    epochs: Annotated[int | None, _option(_TRAINING, "--epochs", min=1, help="At most.  [default: 100]")] = None,
+    min_epochs: Annotated[
+        int | None, _option(_TRAINING, "--min-epochs", min=0, help="Before patience counts.  [default: 10]")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        _option(
+            _TRAINING, "--patience", min=1, help="Epochs without a better validation loss.  [default: 20]"
+        ),
+    ] = None,
+    lr: Annotated[
+        float | None, _option(_TRAINING, "--lr", help="Learning rate of AdamW, falling by a cosine.  [default: 2e-4]")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, _option(_TRAINING, "--weight-decay", help="Of AdamW.  [default: 1e-5]")
+    ] = None,
+    dropout: Annotated[
+        float | None, _option(_TRAINING, "--dropout", help="Share set to zero.  [default: 0.25]")
+    ] = None,
+    batch_slides: Annotated[
+        int | None, _option(_TRAINING, "--batch-slides", min=1, help="Slides a step, at most.  [default: 8]")
+    ] = None,
+    max_tiles: Annotated[
+        int | None,
+        _option(
+            _TRAINING, "--max-tiles", min=1,
+            help="Tiles drawn anew each epoch from larger slides, in training only.  [default: all]",
+        ),
+    ] = None,
+    hidden_dim: Annotated[
+        int | None, _option(_TRAINING, "--hidden-dim", min=1, help="Length of the projection.  [default: 512]")
+    ] = None,
+    attention_dim: Annotated[
+        int | None, _option(_TRAINING, "--attention-dim", min=1, help="Length inside the attention.  [default: 256]")
+    ] = None,
+    precision: Annotated[
+        str | None,
+        _option(_TRAINING, "--precision", help="fp32, bf16 or auto (bf16 where the hardware has it).  [default: auto]"),
+    ] = None,
+    threshold_policy: Annotated[
+        str,
+        _option(
+            _RESULTS, "--threshold-policy",
+            help=f"Where a score is cut: {', '.join(_POLICIES)}.  [default: {_POLICIES[0]}]",
+        ),
+    ] = _POLICIES[0],
+    bootstrap: Annotated[
+        int,
+        _option(_RESULTS, "--bootstrap", min=100, help="Resamples of patients for intervals.  [default: 2000]"),
+    ] = 2000,
+    heatmaps: Annotated[
+        int,
+        _option(
+            _RESULTS, "--heatmaps", min=0,
+            help="Draw attention over N held-out slides, highest score first.  [default: 0]", metavar="N",
+        ),
+    ] = 0,
+    no_report: Annotated[bool, _option(_RESULTS, "--no-report", help="Write no report.html.")] = False,
+    workers: WorkersOption = 0,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Train and test attention-based MIL on the features of slides, by patient-level cross-validation.
+
+    Writes RUN/mil/TASK/ENCODER/: report.html, metrics.json, predictions.csv, splits.csv, model/, attention/ and,
+    with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
+    Exit code 1 when a feature file was broken or a heatmap could not be drawn.
+    """
+    paths = {"run": run, "labels": labels, "splits": splits}  # the context holds them as plain text
+    plan = _plan({**ctx.params, **paths})
+    from wsi_dino.mil.material import choose_encoders
+
+    outcomes = []
+    for name in choose_encoders(plan.run, plan.encoders):
+        outcomes.append(_one_encoder(plan, name, several=len(plan.encoders) > 1))
+    if as_json:
+        console.print_json(_as_json(plan, outcomes))
+    else:
+        for done in outcomes:
+            _print_outcome(done)
+    console.leave(sum(done.n_failed for done in outcomes))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The checked request for all encoders."""
+
+    run: RunFolder
+    task: Task
+    labels: Path
+    encoders: list[str]
+    given: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of one encoder."""
+
+    material: Material
+    outcome: MilOutcome
+
+    @property
+    def n_failed(self) -> int:
+        return self.material.n_broken + len(self.outcome.no_heatmap)
+
+
+def _plan(given: dict[str, Any]) -> _Plan:
+    from wsi_dino.mil.tasks import find_task
+    from wsi_dino.run_folder import RunFolder
+
+    project = read_project_file()
+    task = find_task(given["task"], given["target"], project.tasks if project else {})
+    if given["labels"] is None:
+        raise ConfigError(
+            "Which slide has which label? Give --labels CSV with the columns slide_id, optional patient_id and "
+            "targets, or put `labels:` into wsi-dino.yaml."
+        )
+    if given["threshold_policy"] not in _POLICIES:
+        wrong = given["threshold_policy"]
+        raise ConfigError(
+            f"--threshold-policy: there is no {wrong!r}.{nearest_name(wrong, _POLICIES)} Known: {', '.join(_POLICIES)}."
+        )
+    return _Plan(RunFolder(given["run"]).require(), task, given["labels"], list(given["encoder"] or []), given)
+
+
+def _training_spec(given: dict[str, Any]) -> TrainingSpec:
+    from pydantic import ValidationError
+
+    from wsi_dino.mil.training import TrainingSpec
+
+    chosen = {field: given[option] for option, field in _FIELDS.items() if given[option] is not None}
+    try:
+        return TrainingSpec(**chosen)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = next((name for name, field in _FIELDS.items() if field in first["loc"]), "")
+        raise ConfigError(f"--{option.replace('_', '-')} {first['input']}: {first['msg']}.") from error
+
+
+def _one_encoder(plan: _Plan, encoder: str, *, several: bool) -> _Done:
+    from wsi_dino.mil.material import gather_material
+    from wsi_dino.mil.run import run_mil
+
+    given = plan.given
+    request = _request(plan, encoder)
+    console.say(f"mil: reading labels and features of {encoder}")
+    material = gather_material(
+        plan.run, plan.task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"]
+    )
+    _say_exclusions(material)
+    title = f"mil {encoder}: " if several else "mil: "
+    outcome = run_mil(
+        plan.run, material, request, pictures=RunPictures(plan.run),
+        bars=lambda what, unit: console.progress(title + what, unit=unit),
+    )  # fmt: skip
+    return _Done(material, outcome)
+
+
+def _request(plan: _Plan, encoder: str) -> MilRequest:
+    from wsi_dino.mil.fold_work import Learning
+    from wsi_dino.mil.report_content import Telling
+    from wsi_dino.mil.run import MilRequest
+
+    given = plan.given
+    learning = Learning(
+        _training_spec(given), given["threshold_policy"], _device(str(given["device"])), given["workers"] or None
+    )
+    return MilRequest(
+        learning, given["folds"], given["seed"], given["splits"], given["bootstrap"], given["heatmaps"],
+        not given["no_report"], Telling(*exact_command(given, encoder)),
+    )  # fmt: skip
+
+
+def _device(asked: str) -> str:
+    from wsi_dino.encoders.devices import resolve_device
+
+    resolved = resolve_device(asked)
+    return "cpu" if asked == "auto" and resolved == "mps" else resolved  # small work: the CPU is as fast as mps
+
+
+def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
+    """Return a command that gives the same result, free of absolute paths, and in which folder to type it.
+
+    Args:
+        given: every option by its Python name.
+        encoder: the one whose result it is.
+    """
+    has_project = (Path.cwd() / PROJECT_FILE).is_file()
+    base = Path.cwd() if has_project else Path(given["run"])
+    words = ["wsi-dino", "mil", "--run", _relative(given["run"], base), "--encoder", encoder]
+    for name in ("labels", "splits"):
+        words += [f"--{name}", _relative(given[name], base)] if given[name] is not None else []
+    left_out = {*_NOT_IN_COMMAND, "folds" if given["splits"] is not None else ""}
+    for name, value in given.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name not in left_out and value is not None and value is not False:
+            words += [flag] if value is True else [flag, str(value)]
+    place = (
+        f"In the folder of {PROJECT_FILE}:" if has_project else "In the folder of the run (the one that holds mil/):"
+    )
+    return shlex.join(words), place
+
+
+def _relative(path: Path, base: Path) -> str:
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
+class RunPictures:
+    """Pictures of a run's slides for the report and heatmaps; a slide that is gone is said, not fatal.
+
+    Args:
+        run: the run whose stage `tile` knows where the slides lie.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+
+    def tiles(self, slide_id: str, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int]) -> list[np.ndarray]:
+        """Return small pictures of tiles."""
+        from wsi_dino.pathology.heatmap import read_tiles
+
+        return read_tiles(self._path(slide_id), xy_level0, tile_wh_level0)
+
+    def overview(self, attention: SlideAttention) -> np.ndarray:
+        """Return the slide with its attention laid over it."""
+        from wsi_dino.pathology.heatmap import attention_picture
+
+        path, footprint = self._path(attention.slide_id), _footprint(attention)
+        return attention_picture(path, attention.attention_weights, attention.coords, footprint, max_px=700)
+
+    def write_heatmap(self, path: Path, attention: SlideAttention, title: str) -> None:
+        """Write the slide with its attention and a legend."""
+        from wsi_dino.pathology.heatmap import write_heatmap
+
+        slide, footprint = self._path(attention.slide_id), _footprint(attention)
+        write_heatmap(path, slide, attention.attention_weights, attention.coords, footprint, title=title)
+
+    def _path(self, slide_id: str) -> Path:
+        stated = (self._run.read_row("tile", slide_id) or {}).get("path")
+        if not stated:
+            raise SlideError(f"The run does not know the slide file of {slide_id}: it was not tiled here.")
+        path = Path(stated)
+        if not path.exists():
+            raise SlideError(f"The slide file of {slide_id}, {path.name}, is no longer where it was tiled.")
+        return path
+
+
+def _footprint(attention: SlideAttention) -> tuple[int, int]:
+    if attention.tile_wh_level0 is None:
+        raise SlideError(f"The features of {attention.slide_id} do not say how large their tiles are on the slide.")
+    return attention.tile_wh_level0
+
+
+# what is said ---------------------------------------------------------------------------------
+def _say_exclusions(material: Material) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for row in material.exclusions:
+        by_reason.setdefault(row.reason, []).append(row.slide_id)
+    for reason, slides in by_reason.items():
+        more = "" if len(slides) <= _SHOWN else f" and {len(slides) - _SHOWN} more"
+        console.say(f"left out, {reason}: {', '.join(slides[:_SHOWN])}{more}")
+
+
+def _print_outcome(done: _Done) -> None:
+    metrics = done.outcome.metrics
+    print(
+        f"{metrics['task']} from {metrics['encoder']}: {metrics['n_slides']} slides, {metrics['n_patients']} patients"
+    )
+    summary = {name: value["value"] for name, value in metrics["summary"].items()}
+    console.print_table([*metrics["folds"], {"fold": "mean", **summary}], _TABLE)
+    auc = metrics["summary"]["auc"]
+    print(f"\nAUC {_number(auc['value'])}, 95 % interval {_number(auc['low'])} to {_number(auc['high'])}")
+    for warning in metrics["warnings"]:
+        print(f"note: {warning}")
+    for slide_id, why in done.outcome.no_heatmap.items():
+        print(f"no heatmap of {slide_id}: {why}")
+    if done.material.n_broken:
+        print(f"failed: {done.material.n_broken} feature files are broken; `wsi-dino embed` makes them again.")
+    if done.outcome.report is not None:
+        print(f"report: {done.outcome.report}")
+    else:
+        print(f"results: {done.outcome.folder}")
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def _as_json(plan: _Plan, outcomes: list[_Done]) -> dict[str, Any]:
+    results = [
+        {
+            "folder": str(done.outcome.folder),
+            "report": None if done.outcome.report is None else str(done.outcome.report),
+            "n_failed": done.n_failed,
+            "no_heatmap": done.outcome.no_heatmap,
+            **done.outcome.metrics,
+        }
+        for done in outcomes
+    ]
+    head = {"command": "mil", "run": str(plan.run.path), "n_failed": sum(done.n_failed for done in outcomes)}
+    return {**head, **results[0]} if len(results) == 1 else {**head, "results": results}

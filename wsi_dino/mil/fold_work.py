@@ -1,0 +1,164 @@
+"""One fold as an item of work: what it depends on, what it leaves on disk, and whether that is still whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from wsi_dino import __version__
+from wsi_dino.evaluation.split import Fold, Split
+from wsi_dino.evaluation.threshold import ThresholdPolicy
+from wsi_dino.feature_file import FeatureFile, read_feature_file
+from wsi_dino.item_queue import Item
+from wsi_dino.mil.attention_file import SlideAttention, write_attention
+from wsi_dino.mil.checkpoint import ModelConfig, save_model
+from wsi_dino.mil.cross_validation import FoldResult, fold_spec, run_fold
+from wsi_dino.mil.inference import score_slides
+from wsi_dino.mil.material import Material
+from wsi_dino.mil.training import TrainingSpec
+from wsi_dino.provenance import environment, file_sha256, fingerprint
+
+# Modules that tell of results and do not learn: a change in them leaves finished folds as they are.
+_TELLING = ("examples", "material", "metrics_file", "prediction", "report_content", "run", "tasks")
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How every fold is learnt.
+
+    Attributes:
+        spec: architecture and recipe.
+        threshold_policy: see `choose_threshold`.
+        device: where to train: ``cpu``, ``cuda`` or ``mps``.
+        threads: lanes on a CPU; None = all cores.
+    """
+
+    spec: TrainingSpec
+    threshold_policy: ThresholdPolicy
+    device: str = "cpu"
+    threads: int | None = None
+
+
+@lru_cache(maxsize=1)
+def code_fingerprint() -> str:
+    """Return what changes with the code that learns, so that results of other code are never taken for its own."""
+    files = sorted(resources.files("wsi_dino.mil").iterdir(), key=lambda file: file.name)
+    learning = [file for file in files if file.name.endswith(".py") and file.name.removesuffix(".py") not in _TELLING]
+    return fingerprint(__version__, {file.name: file.read_text(encoding="utf-8") for file in learning})
+
+
+def fold_item(material: Material, fold: Fold, number: int, learning: Learning) -> Item:
+    """Return the fold with the fingerprint of all that can change its result."""
+    rows = [(row.slide_id, row.patient_id, row.target, row.label) for row in material.cohort.rows]
+    content = fingerprint(
+        code_fingerprint(), rows, material.cohort.class_names, material.task.target,
+        dict(material.features_fingerprint), material.store.identity, fold.train, fold.val, fold.test, number,
+        learning.spec, learning.threshold_policy, learning.device,
+    )  # fmt: skip
+    return Item(f"fold-{number}", content)
+
+
+class FoldFiles:
+    """Where the folds of one task and encoder leave their files.
+
+    Args:
+        folder: ``RUN/mil/TASK/ENCODER``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def model(self, number: int) -> Path:
+        """Path of a fold's weights; its config stands beside it as ``.json``."""
+        return self.folder / "model" / f"fold-{number}.safetensors"
+
+    def attention(self, number: int, slide_id: str) -> Path:
+        """Path of the attention of a held-out slide."""
+        return self.folder / "attention" / f"fold-{number}" / f"{slide_id}.h5"
+
+    def is_intact(self, item: Item, row: Mapping[str, Any]) -> bool:
+        """Tell whether every file that a finished fold left is as it was."""
+        promised: Mapping[str, str] = row.get("files", {})
+        paths = {self.folder / name: sha256 for name, sha256 in promised.items()}
+        return bool(paths) and all(path.is_file() and file_sha256(path) == sha256 for path, sha256 in paths.items())
+
+    def remove_others(self, kept: set[Path]) -> None:
+        """Remove models and attention of folds and slides that this result does not have."""
+        for pattern in ("model/*", "attention/*/*.h5"):
+            for path in self.folder.glob(pattern):
+                if path not in kept and not path.name.startswith("."):
+                    path.unlink(missing_ok=True)
+
+
+def learn_fold(
+    material: Material, split: Split, number: int, learning: Learning, files: FoldFiles,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Train and test one fold and write its files.
+
+    Returns:
+        Its row: ``status``, ``result`` (`FoldResult.to_record`), ``evenness`` of attention of each held-out
+        slide, and the SHA-256 of each file.
+    """
+    result = run_fold(
+        material.cohort, split.folds[number], material.store, learning.spec, fold_index=number,
+        threshold_policy=learning.threshold_policy, device=learning.device, threads=learning.threads,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+    written = [_save_model(material, split, result, learning, files)]
+    written.append(written[0].with_suffix(".json"))
+    evenness: dict[str, float] = {}
+    for attention in _attend(material, split.folds[number], result, learning):
+        path = files.attention(number, attention.slide_id)
+        write_attention(path, attention)
+        written.append(path)
+        evenness[attention.slide_id] = attention.evenness
+    hashes = {path.relative_to(files.folder).as_posix(): file_sha256(path) for path in written}
+    return {"status": "done", "result": result.to_record(), "evenness": evenness, "files": hashes}
+
+
+def _save_model(material: Material, split: Split, result: FoldResult, learning: Learning, files: FoldFiles) -> Path:
+    if result.model is None:
+        raise ValueError(f"fold {result.fold} came back without its model")
+    config = ModelConfig(
+        class_names=material.cohort.class_names, target=material.task.target, embed_dim=material.store.embed_dim,
+        encoder=material.store.identity, spec=fold_spec(learning.spec, result.fold),
+        threshold=result.threshold.value if result.threshold else None,
+        threshold_policy=result.threshold.policy if result.threshold else "highest-score",
+        fold=result.fold, best_epoch=result.best_epoch, precision=result.precision,
+        provenance={
+            "task": material.task.name, "encoder": material.encoder, "split": split.scheme,
+            "split_fingerprint": split.fingerprint, "versions": environment(),
+        },
+    )  # fmt: skip
+    path = files.model(result.fold)
+    save_model(path, result.model, config)
+    return path
+
+
+def _attend(material: Material, fold: Fold, result: FoldResult, learning: Learning) -> list[SlideAttention]:
+    if result.model is None:
+        return []
+    slides = material.cohort.slides_of(fold.test)
+    scores = score_slides(result.model, material.store, slides, device=learning.device, threads=learning.threads)
+    result.model.cpu()
+    attended = []
+    for score in scores:
+        file = read_feature_file(material.paths[score.slide_id])
+        place = (file.coords, tile_wh_level0(file))
+        positive = float(score.probabilities[-1])
+        attended.append(SlideAttention(score.slide_id, result.fold, positive, score.attention_weights, *place))
+    return attended
+
+
+def tile_wh_level0(file: FeatureFile) -> tuple[int, int] | None:
+    """Return the footprint of a tile in level-0 px, as far as the feature file says."""
+    stated = file.provenance.get("tiling", {}).get("tile_wh_level0")
+    if stated:
+        return int(stated[0]), int(stated[1])
+    side = int(file.provenance.get("coords_attrs", {}).get("patch_size_level0", 0))
+    return (side, side) if side > 0 else None

@@ -1,0 +1,116 @@
+"""What the report of a task says, put together from its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wsi_dino.encoders.record import EncoderSpec
+from wsi_dino.encoders.registry import get_record
+from wsi_dino.errors import EncoderError
+from wsi_dino.evaluation.report import Example, ReportInput, TrainingCurve
+from wsi_dino.mil.cross_validation import FoldResult
+from wsi_dino.mil.material import Material
+from wsi_dino.mil.training import TrainingSpec
+
+_IDENTITY_TITLES = {
+    "pooling": "pooling", "input_px": "input side, px", "weights_sha256": "SHA-256 of the weights",
+    "stain_norm": "stain normalisation", "store_dtype": "stored as", "precision": "computed in",
+}  # fmt: skip
+_TRAINING_TITLES = {
+    "hidden_dim": "projection to", "attention_dim": "attention dimension", "gated": "gated attention",
+    "dropout": "dropout", "learning_rate": "learning rate", "weight_decay": "weight decay", "epochs": "epochs at most",
+    "min_epochs": "epochs at least", "patience": "patience, epochs", "batch_bags": "slides a step",
+    "class_balanced": "loss balanced over classes", "max_tiles": "tiles drawn of a slide", "seed": "seed",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What only the caller knows: the command that gives the same again, and in which folder to type it."""
+
+    command: str = ""
+    command_place: str = ""
+
+
+def report_input(
+    material: Material, spec: TrainingSpec, telling: Telling, results: Sequence[FoldResult],
+    metrics: Mapping[str, Any], test_rows: Sequence[Mapping[str, Any]], examples: Sequence[Example],
+) -> ReportInput:  # fmt: skip
+    """Bring the results of a task into the form that `render_report` takes."""
+    return ReportInput(
+        metrics=metrics, predictions=test_rows, curves=[_curve(result) for result in results], examples=examples,
+        command=telling.command, command_place=telling.command_place, settings=_settings(material, metrics),
+        training=_training(spec, metrics), encoder_facts=encoder_facts(material),
+    )  # fmt: skip
+
+
+def _curve(result: FoldResult) -> TrainingCurve:
+    losses = {name: [float(row[name]) for row in result.history] for name in ("train_loss", "val_loss")}
+    return TrainingCurve(f"fold {result.fold}", losses["train_loss"], losses["val_loss"], result.best_epoch)
+
+
+def _settings(material: Material, metrics: Mapping[str, Any]) -> dict[str, str]:
+    protocol, provenance = metrics["protocol"], metrics["provenance"]
+    settings = {"task": material.task.name, "what it asks": material.task.description}
+    if material.task.threshold is not None:
+        names = material.task.classes or ("", "")
+        settings["cut of the target"] = f"{names[1]} at {material.task.threshold:g} and above"
+    settings |= {f"counts as {name}": ", ".join(values) for name, values in material.task.merge.items()}
+    settings |= {
+        "split": protocol["split_scheme"],
+        "fingerprint of the split": provenance["split"],
+        "fingerprint of the features": provenance["features"],
+        "fingerprint of everything": provenance["fingerprint"],
+        "device": protocol["device"],
+    }
+    return {key: value for key, value in settings.items() if value}
+
+
+def _training(spec: TrainingSpec, metrics: Mapping[str, Any]) -> dict[str, str]:
+    values = spec.model_dump()
+    told = {title: _word(values[name]) for name, title in _TRAINING_TITLES.items() if values[name] is not None}
+    return {"model": "attention-based MIL (ABMIL)", **told, "precision": ", ".join(metrics["protocol"]["precision"])}
+
+
+def _word(value: Any) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else f"{value}"
+
+
+def encoder_facts(material: Material) -> dict[str, str]:
+    """Return what is known of the encoder: its record, and what the feature files say of their making."""
+    facts = {"encoder": material.encoder, **_from_record(_record_of(material.encoder))}
+    stated = {**material.store.provenance, **material.store.identity}
+    facts["values a tile"] = str(material.store.embed_dim)
+    facts |= {title: str(stated[key]) for key, title in _IDENTITY_TITLES.items() if stated.get(key) is not None}
+    facts |= _from_tiling(stated.get("tiling") or {})
+    if stated.get("imported"):
+        facts["made by"] = "another program; only what its files say is known"
+    return facts
+
+
+def _record_of(encoder: str) -> EncoderSpec | None:
+    try:
+        return get_record(encoder)
+    except EncoderError:
+        return None
+
+
+def _from_record(record: EncoderSpec | None) -> dict[str, str]:
+    if record is None:
+        return {"licence": "not known: this package has no record of the encoder"}
+    facts = {
+        "licence": f"{record.licence} {record.licence_url}".strip() + (" (gated)" if record.gated else ""),
+        "source": record.source + (f" at {record.revision}" if record.revision else ""),
+        "architecture": record.architecture,
+        "parameters": "" if record.parameters_m is None else f"{record.parameters_m:g} million",
+        "trained on": record.training_data,
+        "note": record.notes,
+    }
+    return {key: value for key, value in facts.items() if value}
+
+
+def _from_tiling(tiling: Mapping[str, Any]) -> dict[str, str]:
+    facts = {"tile side, px": tiling.get("tile_px"), "resolution asked, um/px": tiling.get("mpp_asked")}
+    return {key: str(value) for key, value in facts.items() if value is not None}

@@ -1,0 +1,218 @@
+"""A whole cross-validated task: material, split, folds that survive being killed, figures, files, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsi_dino.errors import ConfigError
+from wsi_dino.evaluation.report import render_report
+from wsi_dino.evaluation.split import Split, make_folds, read_split, write_split
+from wsi_dino.item_queue import ItemQueue
+from wsi_dino.mil.attention_file import SlideAttention, read_attention
+from wsi_dino.mil.cross_validation import FoldResult, summarise
+from wsi_dino.mil.examples import SlidePictures, choose_examples, make_example, render_heatmaps
+from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, learn_fold
+from wsi_dino.mil.material import Material
+from wsi_dino.mil.metrics_file import build_metrics
+from wsi_dino.mil.report_content import Telling, report_input
+from wsi_dino.provenance import fingerprint, remove_stale_temporaries, without_nan, write_json_atomically
+from wsi_dino.provenance import write_text_atomically as write_text
+from wsi_dino.run_folder import RunFolder
+
+Report = Callable[..., None]
+Bars = Callable[[str, str], AbstractContextManager[Report]]
+_RESULTS = ("metrics.json", "predictions.csv", "report.html", "splits.csv")
+
+
+@dataclass(frozen=True)
+class MilRequest:
+    """What is asked of a task besides its material.
+
+    Attributes:
+        learning: how each fold is learnt.
+        folds: how many; not used with `splits`.
+        seed: of the split and the bootstrap (that of training is in `learning.spec`).
+        splits: table of folds to use instead.
+        n_resamples: of the bootstrap.
+        heatmaps: for how many held-out slides, those with the highest score first.
+        with_report: write report.html.
+        telling: what the report says besides the results.
+    """
+
+    learning: Learning
+    folds: int = 5
+    seed: int = 0
+    splits: Path | None = None
+    n_resamples: int = 2000
+    heatmaps: int = 0
+    with_report: bool = True
+    telling: Telling = field(default_factory=Telling)
+
+
+@dataclass(frozen=True)
+class MilOutcome:
+    """What came of a task.
+
+    Attributes:
+        folder: ``RUN/mil/TASK/ENCODER``.
+        metrics: the content of metrics.json.
+        n_reused: folds that were finished before.
+        no_heatmap: slides whose heatmap could not be made, and why.
+        report: path of report.html, or None when none was asked for.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    n_reused: int
+    no_heatmap: dict[str, str]
+    report: Path | None
+
+
+@contextmanager
+def _no_bar(title: str, unit: str) -> Iterator[Report]:
+    yield lambda *_, **__: None
+
+
+def make_split(material: Material, request: MilRequest) -> Split:
+    """Deal the patients into folds, or read how they are to be dealt.
+
+    Raises:
+        SplitError: too few patients of a class, or the table does not fit.
+    """
+    if request.splits is None:
+        return make_folds(material.cohort, request.folds, request.seed)
+    # patients whose slides were left out may stand in a published split
+    return read_split(request.splits, material.cohort, ignore_unknown=bool(material.labelled_left_out))
+
+
+def run_mil(
+    run: RunFolder, material: Material, request: MilRequest, *, pictures: SlidePictures | None = None,
+    bars: Bars = _no_bar,
+) -> MilOutcome:  # fmt: skip
+    """Cross-validate a task and write everything about it to ``RUN/mil/TASK/ENCODER``.
+
+    Folds are shared with other processes that run the same command, finished ones are not learnt again,
+    and the files are the same to the bit however often it was interrupted.
+
+    Args:
+        run: the run folder.
+        material: labelled slides with features.
+        request: what is asked.
+        pictures: reads slides for report and heatmaps; without it the report has no pictures.
+        bars: opens a progress bar by title and unit.
+
+    Raises:
+        SplitError, CohortError, FeatureFileError: the input cannot be used.
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    split = make_split(material, request)
+    folder = run.mil(material.task.name, material.encoder)
+    files = FoldFiles(folder)
+    identity = _identity(material, split, request)
+    _start(run, folder, material, identity)
+    queue = _queue(run, material, split, request, files)
+    with bars("folds", "epochs") as progress:
+        _work(queue, material, split, request, files, progress)
+    rows = queue.rows()
+    results = [FoldResult.from_record(row["result"]) for row in rows]
+    evenness = [value for row in rows for value in row["evenness"].values()]
+    summary = summarise(results, material.cohort.class_names, n_resamples=request.n_resamples, seed=request.seed)
+    metrics = without_nan(build_metrics(material, split, request.learning, results, summary, evenness, identity))
+    files.remove_others({folder / name for row in rows for name in row["files"]})
+    missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars)
+    run.write_row("mil", f"{material.task.name}-{material.encoder}", {"identity": identity})
+    report = folder / "report.html" if request.with_report else None
+    return MilOutcome(folder, metrics, queue.n_reused, missing, report)
+
+
+def _identity(material: Material, split: Split, request: MilRequest) -> str:
+    """Return what changes with anything that can change a result of this task."""
+    items = [fold_item(material, fold, number, request.learning) for number, fold in enumerate(split)]
+    return fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
+
+
+def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> None:
+    """Take away results of another request: they must never lie beside models they do not belong to."""
+    for subfolder in (folder, folder / "model", folder / "heatmaps", *folder.glob("attention/*")):
+        if subfolder.is_dir():
+            remove_stale_temporaries(subfolder)
+    earlier = run.read_row("mil", f"{material.task.name}-{material.encoder}") or {}
+    if earlier.get("identity") != identity:
+        for path in [*(folder / name for name in _RESULTS), *folder.glob("heatmaps/*.png")]:
+            path.unlink(missing_ok=True)
+
+
+def _queue(run: RunFolder, material: Material, split: Split, request: MilRequest, files: FoldFiles) -> ItemQueue:
+    items = [fold_item(material, fold, number, request.learning) for number, fold in enumerate(split)]
+    return ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
+
+
+def _work(
+    queue: ItemQueue, material: Material, split: Split, request: MilRequest, files: FoldFiles, progress: Report
+) -> None:
+    epochs = request.learning.spec.epochs
+    progress(0, total=len(split) * epochs)
+    while (claimed := queue.take()) is not None:
+        number = int(claimed.item.key.rpartition("-")[2])
+        shown = _EpochProgress(progress, number, len(split), epochs)
+        try:
+            row = learn_fold(material, split, number, request.learning, files, shown)
+        except BaseException:
+            queue.give_back(claimed)
+            raise
+        queue.finish(claimed, row)
+        shown.finish()
+    progress(queue.n_reused * epochs)
+
+
+class _EpochProgress:
+    """Moves the bar by epochs; the ones that early stopping saves come at once at the end."""
+
+    def __init__(self, progress: Report, number: int, n_folds: int, epochs: int) -> None:
+        self._progress, self._name, self._left = progress, f"fold {number + 1} of {n_folds}", epochs
+
+    def __call__(self, row: dict[str, float]) -> None:
+        self._left -= 1
+        text = f"{self._name}, epoch {row['epoch'] + 1:.0f}, validation loss {row['val_loss']:.3f}"
+        self._progress(1, text=text)
+
+    def finish(self) -> None:
+        self._progress(self._left, text=f"{self._name} done")
+
+
+def _write_results(
+    run: RunFolder, folder: Path, material: Material, split: Split, request: MilRequest,
+    results: Sequence[FoldResult], metrics: dict[str, Any], pictures: SlidePictures | None, bars: Bars,
+) -> dict[str, str]:  # fmt: skip
+    classes = material.cohort.class_names
+    rows = [row for result in results for row in result.predictions]
+    columns = ["fold", "subset", "patient_id", "slide_id", "target", "label", "score"]
+    columns += [*(f"score_{name}" for name in classes), "predicted"]
+    test_rows = [row for row in rows if row["subset"] == "test"]
+    fold_of = {str(row["slide_id"]): int(row["fold"]) for row in test_rows}
+    files = FoldFiles(folder)
+
+    def read(slide_id: str) -> SlideAttention:
+        return read_attention(files.attention(fold_of[slide_id], slide_id))
+
+    write_split(folder / "splits.csv", split)
+    run.write_table(folder / "predictions.csv", rows, columns)
+    thresholds = {result.fold: result.threshold.value if result.threshold else None for result in results}
+    if request.with_report:
+        chosen = choose_examples(test_rows, thresholds, classes)
+        examples = [make_example(row, read(str(row["slide_id"])), classes, pictures) for row in chosen]
+        content = report_input(material, request.learning.spec, request.telling, results, metrics, test_rows, examples)
+        write_text(folder / "report.html", render_report(content))
+    write_json_atomically(folder / "metrics.json", metrics)
+    if not request.heatmaps:
+        return {}
+    if pictures is None:
+        raise ConfigError("Heatmaps were asked for, but nothing can read slides here.")
+    wanted = sorted(test_rows, key=lambda row: (-float(row["score"]), str(row["slide_id"])))[: request.heatmaps]
+    with bars("heatmaps", "slides") as progress:
+        progress(0, total=len(wanted))
+        return render_heatmaps(wanted, read, folder / "heatmaps", pictures, progress)
