@@ -246,7 +246,10 @@ def _request(plan: _Plan, encoder: str) -> MilRequest:
 
     given = plan.given
     learning = Learning(
-        _training_spec(given), given["threshold_policy"], _device(str(given["device"])), given["workers"] or None
+        _training_spec(given),
+        given["threshold_policy"],
+        resolve_mil_device(str(given["device"])),
+        given["workers"] or None,
     )
     return MilRequest(
         learning, given["folds"], given["seed"], given["splits"], given["bootstrap"], given["heatmaps"],
@@ -254,7 +257,8 @@ def _request(plan: _Plan, encoder: str) -> MilRequest:
     )  # fmt: skip
 
 
-def _device(asked: str) -> str:
+def resolve_mil_device(asked: str) -> str:
+    """Return where MIL runs: as `encoders.devices.resolve_device`, but not on mps unless asked for."""
     from wsi_dino.encoders.devices import resolve_device
 
     resolved = resolve_device(asked)

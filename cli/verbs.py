@@ -11,6 +11,7 @@ from wsi_dino.cli.embed import embed
 from wsi_dino.cli.encoders import encoders
 from wsi_dino.cli.init import init
 from wsi_dino.cli.mil import mil
+from wsi_dino.cli.predict import predict
 from wsi_dino.cli.tile import tile
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -18,6 +19,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "tile": tile,
     "embed": embed,
     "mil": mil,
+    "predict": predict,
     "encoders": encoders,
     "doctor": doctor,
     "demo": demo,

@@ -1,0 +1,61 @@
+"""`wsi-dino predict`: apply the models of a task to new slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from wsi_dino.cli import console
+from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
+
+_LONG_TABLE = 40
+
+
+def predict(
+    model: Annotated[
+        Path,
+        typer.Option(
+            "--model",
+            help="RUN/mil/TASK/ENCODER of a finished `mil`, all folds together; or one fold-K.safetensors of it.",
+            show_default=False,
+        ),
+    ],
+    run: RunOption,
+    workers: WorkersOption = 0,
+    device: DeviceOption = Device.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply the models of a task to every slide of a run that has features of their encoder.
+
+    The score is the mean probability over the folds' models, cut at the mean of their thresholds. Writes
+    RUN/predictions/TASK/ENCODER/predictions.csv. Features of another encoder, pooling or weights than in
+    training are refused. Exit code 1 when the features of a slide are broken or empty.
+    """
+    from wsi_dino.cli.mil import resolve_mil_device
+    from wsi_dino.mil.prediction import load_ensemble, predict_run
+    from wsi_dino.run_folder import RunFolder
+
+    ensemble = load_ensemble(model)
+    with console.progress("predict") as progress:
+        table, rows = predict_run(
+            RunFolder(run).require(), ensemble, device=resolve_mil_device(str(device)), threads=workers or None,
+            report=progress,
+        )  # fmt: skip
+    failed = [row for row in rows if row["status"] != "done"]
+    counts = {"n_slides": len(rows), "n_failed": len(failed)}
+    threshold = ensemble.threshold
+    if as_json:
+        head = {"command": "predict", "run": str(run), "task": ensemble.task, "encoder": ensemble.encoder}
+        models = {"n_models": len(ensemble.models), "threshold": threshold}
+        console.print_json({**head, **models, **counts, "table": str(table), "rows": rows})
+    else:
+        shown = rows if len(rows) <= _LONG_TABLE else failed
+        if shown:
+            console.print_table(list(shown), ["slide_id", "status", "score", "predicted"])
+        for row in failed:
+            print(f"{row['status']}: {row['slide_id']}: {row['reason']}")
+        cut = "" if threshold is None else f", cut at {threshold:.3f}"
+        print(f"{len(rows) - len(failed)} of {len(rows)} slides by {len(ensemble.models)} models{cut}. Table: {table}")
+    console.leave(len(failed))
