@@ -94,7 +94,7 @@ def _slides_of_folder(folder: Path, files: list[Path]) -> Iterator[SlideSource]:
 def _parts_of_other_slides(files: list[Path]) -> set[str]:
     parts: set[str] = set()
     for index in (file for file in files if file.suffix.lower() in _FOLDERS_WITH_PARTS):
-        text = index.read_bytes()[:_HEAD_BYTES].decode("latin-1")
+        text = _head(index).decode("latin-1")
         parts |= {file.name for file in files if f"={file.name}" in text}
     return parts
 
@@ -110,11 +110,18 @@ def _dicom_series(folder: Path, files: list[Path]) -> list[SlideSource]:
 
 def _series_uid(file: Path) -> str:
     """Return the SeriesInstanceUID, read from the head of a little-endian DICOM file; its stem where there is none."""
-    with file.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
+    head = _head(file)
     at = head.find(_SERIES_TAG)
     if at < 0:
         return file.stem
     start = at + len(_SERIES_TAG) + 2
     length = int.from_bytes(head[start - 2 : start], "little")
     return head[start : start + length].rstrip(b"\0 ").decode("ascii", "replace")
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(_HEAD_BYTES)
+    except OSError:  # whoever opens it as a slide will say why
+        return b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from wsi_dino.pathology.slide import WHITE, Slide, composite_on_white, plausible
 MAX_IMAGE_PX = 2**30
 """Largest picture that is decoded: 32,768 x 32,768 px, 3 GiB as RGB. Pillow's own limit stops at a sixth of it."""
 
-_BAND_PX = 1024
+_BAND_AREA_PX = 2**24
 _MM_PER_INCH = 25.4
 _SHARED_LIMIT = threading.Lock()
 _DECODE_ERRORS = (OSError, ValueError, SyntaxError, RuntimeError, MemoryError, EOFError)
@@ -85,7 +86,8 @@ def crop_on_white(pixels: np.ndarray, xy: tuple[int, int], wh: tuple[int, int]) 
 def _open_image(path: Path) -> Image.Image:
     # Pillow's guard against decompression bombs is one global number, far below a slide's size; ours
     # (MAX_IMAGE_PX) is checked right after, before anything is decoded.
-    with _SHARED_LIMIT:
+    with _SHARED_LIMIT, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metadata that Pillow cannot read and we do not use
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(path)
@@ -120,8 +122,9 @@ def _decode(path: Path) -> np.ndarray:
 def _as_rgb(image: Image.Image) -> np.ndarray:
     # In bands: Pillow keeps 4 bytes a px itself, and a conversion of the whole would double that.
     pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _BAND_PX):
-        bottom = min(top + _BAND_PX, image.height)
+    rows = max(1, _BAND_AREA_PX // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
         pixels[top:bottom] = _band_as_rgb(image.crop((0, top, image.width, bottom)))
     return pixels
 

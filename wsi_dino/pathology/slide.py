@@ -256,6 +256,7 @@ def _open_with(file: Path, path: Path, slide_id: str, backend: str) -> Slide:
     from wsi_dino.pathology.tiled_tiff_slide import TiledTiffSlide, UnsupportedTiffError
 
     if backend == "image" or (backend == "auto" and detected_vendor(file) is None):
+        _check_is_plain_image(file)
         return ImageSlide(path, slide_id)
     if backend in ("auto", "tiled-tiff"):
         try:
@@ -264,6 +265,18 @@ def _open_with(file: Path, path: Path, slide_id: str, backend: str) -> Slide:
             if backend == "tiled-tiff":
                 raise
     return OpenSlideSlide(file, slide_id, path=path)
+
+
+def _check_is_plain_image(file: Path) -> None:
+    """Refuse what is a damaged slide rather than a picture, though its first level might still decode."""
+    from wsi_dino.pathology.discovery import DICOM_SUFFIXES, SLIDE_SUFFIXES
+    from wsi_dino.pathology.tiff_header import has_all_directories, is_tiff
+
+    suffix = file.suffix.lower()
+    if suffix in (*SLIDE_SUFFIXES, *DICOM_SUFFIXES) and suffix not in (".tif", ".tiff"):
+        raise SlideError(f"Opening {file}: OpenSlide finds no {suffix} slide in it: damaged, truncated or not a slide.")
+    if is_tiff(file) and not has_all_directories(file):
+        raise SlideError(f"Opening {file}: a TIFF whose end is missing (truncated). Copy it again.")
 
 
 def _slide_file(path: Path) -> Path:

@@ -7,11 +7,13 @@ when several threads want it at the same moment.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,42 @@ import numpy as np
 import tifffile
 
 from wsi_dino.errors import SlideError
-from wsi_dino.pathology.openslide_slide import detected_vendor, mpp_of_properties, open_handle, tile_row_cache_bytes
+from wsi_dino.pathology.openslide_slide import (
+    OpenSlideSlide,
+    detected_vendor,
+    mpp_of_properties,
+    open_handle,
+    tile_row_cache_bytes,
+)
 from wsi_dino.pathology.slide import WHITE, Slide
 
 _VENDORS = ("aperio", "generic-tiff")
 _RGB, _YCBCR = 2, 6
 _JPEG = 7
+_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
+_HOLE = bytes(64)  # what an interrupted copy leaves; rare, though lawful, in good data
+_MAY_FOLLOW_FF = np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8), 0xC4, 0xD9, 0xDA, 0xDB, 0xDD, 0xFE, 0xFF])
+"""What may follow a byte FF after a JPEG's first scan has begun: stuffing, restarts, tables, scans, the end."""
 _PHOTOMETRIC_OF = {1: (_RGB,), 5: (_RGB,), 8: (_RGB,), 32946: (_RGB,), _JPEG: (_RGB, _YCBCR), 33005: (_RGB,)}
 """Photometric interpretations read like OpenSlide does, for none, LZW, deflate (two codes), JPEG, Aperio JPEG 2000."""
+
+
+def is_doubtful_jpeg(data: bytes) -> bool:
+    """Return whether a JPEG stream lacks its end, holds bytes that no encoder writes, or a long run of zeros.
+
+    The fast decoder fills what is missing with grey and says nothing, so this is looked at before.
+
+    Examples:
+        >>> is_doubtful_jpeg(bytes.fromhex("ffd8 ffda 0102 ff00 03 ffd9"))
+        False
+        >>> is_doubtful_jpeg(bytes.fromhex("ffd8 ffda 0102"))
+        True
+    """
+    begin = data.find(_JPEG_SCAN)
+    if begin < 0 or data.find(_JPEG_END, begin) < 0 or data.find(_HOLE, begin) >= 0:
+        return True
+    scan = np.frombuffer(data, np.uint8, offset=begin)
+    return not bool(_MAY_FOLLOW_FF[scan[1:][scan[:-1] == 0xFF]].all())
 
 
 class UnsupportedTiffError(SlideError):
@@ -177,6 +207,8 @@ class TiledTiffSlide(Slide):
         try:
             if len(data) != count:
                 raise ValueError(f"{len(data)} of its {count} bytes are in the file")
+            if stored.compression == _JPEG and is_doubtful_jpeg(data):
+                self._ask_openslide(level, index)
             tile = stored.decode(data, index)
             if tile.shape != (stored.tile_wh[1], stored.tile_wh[0], 3) or tile.dtype != np.uint8:
                 raise ValueError(f"it decodes to {tile.shape} {tile.dtype}")
@@ -186,6 +218,13 @@ class TiledTiffSlide(Slide):
                 "The file is damaged or truncated: copy it again."
             ) from error
         return tile
+
+    def _ask_openslide(self, level: int, index: int) -> None:
+        """Read the region of a doubtful tile with the reference, which raises where it finds damage."""
+        stored = self._levels[level]
+        row, column = divmod(index, stored.n_columns)
+        with OpenSlideSlide(self.path, self.slide_id) as reference:
+            reference.read_level((column * stored.tile_wh[0], row * stored.tile_wh[1]), level, stored.tile_wh)
 
     def _read_bytes(self, offset: int, count: int) -> bytes:
         if self._descriptor is None:
@@ -208,7 +247,7 @@ class TiledTiffSlide(Slide):
 
 def _read_levels(file: Path, dimensions: tuple[tuple[int, int], ...]) -> list[_Level]:
     try:
-        with tifffile.TiffFile(file) as tiff:
+        with _quiet_tifffile(), tifffile.TiffFile(file) as tiff:
             pages = [page for page in (item.aspage() for item in tiff.pages) if page.is_tiled]
             if len({(p.imagewidth, p.imagelength) for p in pages}) != len(pages):
                 raise _unsupported(file, "two of its tiled images have one size")
@@ -223,6 +262,7 @@ def _read_levels(file: Path, dimensions: tuple[tuple[int, int], ...]) -> list[_L
 def _read_level(file: Path, page: Any) -> _Level:
     if page is None:
         raise _unsupported(file, "one of its levels is not a tiled image")
+    _check_extent(file, page)
     compression, photometric = int(page.compression), int(page.photometric)
     if photometric not in _PHOTOMETRIC_OF.get(compression, ()):
         raise _unsupported(file, f"compression {compression} with photometric interpretation {photometric}")
@@ -231,12 +271,31 @@ def _read_level(file: Path, page: Any) -> _Level:
     if page.tags.valueof("Orientation", default=1) != 1 or page.imagedepth != 1:
         raise _unsupported(file, "a turned or three-dimensional image")
     level = _Level(page)
-    if (
-        len(level.byte_counts) != level.n_columns * -(-page.imagelength // level.tile_wh[1])
-        or (level.byte_counts == 0).any()
-    ):
+    n_tiles = level.n_columns * -(-page.imagelength // level.tile_wh[1])
+    if len(level.byte_counts) != n_tiles or (level.byte_counts == 0).any():
         raise _unsupported(file, "some of its tiles are not stored")
     return level
+
+
+def _check_extent(file: Path, page: Any) -> None:
+    ends = np.asarray(page.dataoffsets, np.int64) + np.asarray(page.databytecounts, np.int64)
+    n_missing = int((ends > file.stat().st_size).sum())
+    if n_missing:
+        raise SlideError(
+            f"Opening {file}: truncated: {n_missing} of {len(ends)} stored tiles of its {page.imagewidth}x"
+            f"{page.imagelength} px level lie beyond the end of the file. Copy it again."
+        )
+
+
+@contextmanager
+def _quiet_tifffile() -> Iterator[None]:
+    """Keep tifffile from printing what it thinks of a header; what matters is raised."""
+    logger = logging.getLogger("tifffile")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _unsupported(file: Path, why: str) -> UnsupportedTiffError:
