@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsi_dino.errors import ConfigError, EncoderError
+from wsi_dino.errors import ConfigError
 from wsi_dino.pathology.embed_spec import EmbedSpec, EncoderTask, TileEncoder
-from wsi_dino.pathology.feature_writer import FeatureWriter
-from wsi_dino.pathology.slide_job import SlideJob, Track
+from wsi_dino.pathology.feature_writer import EncodedBatch, FeatureWriter
+from wsi_dino.pathology.slide_job import SlideJob
 from wsi_dino.pathology.slide_planner import SlidePaths, SlidePlanner, check_features_folder
 from wsi_dino.pathology.stain import StainReference
 from wsi_dino.pathology.tile_stream import SourceEnd, TileBlock, TileStream
@@ -145,29 +144,6 @@ def all_rows(run: RunFolder) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (str(row.get("encoder")), str(row.get("slide_id"))))
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """A batch with an encoder; `last_of` is the block that is free after it."""
-
-    job: SlideJob
-    track: Track
-    number: int
-    future: Future[np.ndarray]
-    last_of: TileBlock | None
-
-
-def _features(batch: _Batch) -> np.ndarray:
-    try:
-        return batch.future.result()
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
-            raise
-        raise EncoderError(
-            f"Embedding {batch.job.slide_id} with {batch.track.task.name}: batches of {batch.track.task.batch_size} "
-            "tiles do not fit the memory of the device. Give a smaller --batch-size; what is done is kept."
-        ) from error
-
-
 class _Pipeline:
     """Reading threads, the encoder, the writing thread, and what flows between them."""
 
@@ -176,21 +152,20 @@ class _Pipeline:
     ) -> None:
         self._planner, self._tasks, self._workers = planner, tasks, workers
         self._stream = TileStream(planner.jobs(), workers)
-        self._writer = FeatureWriter(run, planner, report)
+        self._writer = FeatureWriter(run, planner, self._stream, report)
         self._encoding = _BusyTime()
-        self._in_hand: deque[_Batch | SourceEnd] = deque()
 
     def work(self) -> EmbedOutcome:
         begun = time.perf_counter()
         try:
             with self._writer, ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as pool, self._stream:
+                # This thread never waits for a result: while the stream waits for slides that another
+                # process works on, ours must be finished, or both would wait for each other.
                 for event in self._stream:
                     if isinstance(event, SourceEnd):
-                        self._in_hand.append(event)
-                        self._drain(_BATCHES_AT_ONCE)
+                        self._writer.finish(event.source, event.error)
                     else:
                         self._encode(pool, event)
-                self._drain(0)
         finally:
             self._planner.stop()
         return self._outcome(time.perf_counter() - begun)
@@ -201,26 +176,12 @@ class _Pipeline:
         if job.failure is not None:
             self._stream.release(block)
             return
+        job.begin()
         for number, (track, batch, first, last) in enumerate(batches, 1):
-            self._drain(_BATCHES_AT_ONCE - 1)
             pixels = block.pixels[first - block.start : last - block.start]
-            job.begin()
-            future = pool.submit(self._encoding.timed, track.task.encoder.embed, pixels)
-            self._in_hand.append(_Batch(job, track, batch, future, block if number == len(batches) else None))
-
-    def _drain(self, at_most: int) -> None:
-        """Hand on what comes first until at most so many batches are with the encoder."""
-        while self._in_hand:
-            first = self._in_hand[0]
-            if isinstance(first, SourceEnd):
-                self._writer.finish(first.source, first.error)
-            elif sum(isinstance(item, _Batch) for item in self._in_hand) <= at_most:
-                return
-            else:
-                self._writer.store(first.job, first.track, first.number, _features(first))
-                if first.last_of is not None:
-                    self._stream.release(first.last_of)
-            self._in_hand.popleft()
+            self._encoding.enter()
+            future = pool.submit(self._encoding.leave_after, track.task.encoder.embed, pixels)
+            self._writer.store(EncodedBatch(job, track, batch, future, block if number == len(batches) else None))
 
     def _outcome(self, seconds: float) -> EmbedOutcome:
         load = {
@@ -245,19 +206,23 @@ class _Pipeline:
 
 
 class _BusyTime:
-    """Time in which at least one call is under way."""
+    """Lets few calls be under way at once, and measures the time in which at least one is."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._places = threading.BoundedSemaphore(_BATCHES_AT_ONCE)
         self._lock = threading.Lock()
         self._active = 0
         self._since_s = 0.0
 
-    def timed(self, function: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    def enter(self) -> None:
+        self._places.acquire()
         with self._lock:
             self._active += 1
             if self._active == 1:
                 self._since_s = time.perf_counter()
+
+    def leave_after(self, function: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray) -> np.ndarray:
         try:
             return function(pixels)
         finally:
@@ -265,3 +230,4 @@ class _BusyTime:
                 self._active -= 1
                 if self._active == 0:
                     self.seconds += time.perf_counter() - self._since_s
+            self._places.release()

@@ -6,18 +6,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from wsi_dino.errors import SlideError
+from wsi_dino.errors import EncoderError, SlideError
 from wsi_dino.feature_file import FeatureFile, write_feature_file
 from wsi_dino.item_queue import ClaimedItem
 from wsi_dino.pathology.embed_spec import EncoderTask, feature_path
 from wsi_dino.pathology.journal import JournalRows
 from wsi_dino.pathology.slide_job import FailedSlide, SlideJob, Track
 from wsi_dino.pathology.slide_planner import Job, SlidePlanner, done_row
+from wsi_dino.pathology.tile_stream import TileBlock, TileStream
 from wsi_dino.provenance import environment
 from wsi_dino.run_folder import RunFolder
 
@@ -25,19 +28,38 @@ _BATCHES_IN_HAND = 16
 _POLL_S = 0.1
 
 
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch that is with an encoder: of which slide and track, and where its features will be.
+
+    Attributes:
+        number: of the batch within the track.
+        features: float32 ``(n, embed_dim)``, when they are there.
+        last_of: the block of tiles that is free after it, or None.
+    """
+
+    job: SlideJob
+    track: Track
+    number: int
+    features: Future[np.ndarray]
+    last_of: TileBlock | None
+
+
 class FeatureWriter:
     """Appends batches to journals and finishes slides, beside the encoder and in the order given.
 
-    Use it as a context manager. An error of its own (a full disk) is raised by the next `put` or on leaving.
+    Use it as a context manager. An error (of the encoder, or a full disk) stops the stream and is raised
+    where that is iterated, by the next call here, or on leaving.
 
     Args:
         run: the run folder.
         planner: whose claims are released.
+        stream: told of blocks that are free, and of errors.
         report: told ``report(n_tiles, text=slide_id)`` of stored tiles.
     """
 
-    def __init__(self, run: RunFolder, planner: SlidePlanner, report: Callable[..., None]) -> None:
-        self._run, self._planner, self._report = run, planner, report
+    def __init__(self, run: RunFolder, planner: SlidePlanner, stream: TileStream, report: Callable[..., None]) -> None:
+        self._run, self._planner, self._stream, self._report = run, planner, stream, report
         self._todo: queue.Queue[Callable[[], None] | None] = queue.Queue(_BATCHES_IN_HAND)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="write", daemon=True)
@@ -53,13 +75,14 @@ class FeatureWriter:
         if self._error is not None and kind is None:
             raise self._error
 
-    def store(self, job: SlideJob, track: Track, batch: int, features: np.ndarray) -> None:
-        """Keep the features of one batch, float32 ``(n, embed_dim)``; may wait.
+    def store(self, batch: EncodedBatch) -> None:
+        """Keep the features of a batch as soon as they are there; may wait for earlier ones.
 
         Raises:
             StorageError: an earlier step found the disk full.
+            EncoderError: an earlier batch did not fit the memory of the device.
         """
-        self._put(lambda: self._append(job, track, batch, features))
+        self._put(lambda: self._append(batch))
 
     def finish(self, job: Job, error: Exception | None = None) -> None:
         """All batches of `job` have been given, or it failed with `error`."""
@@ -78,25 +101,31 @@ class FeatureWriter:
     def _work(self) -> None:
         try:
             while (step := self._todo.get()) is not None:
-                begun = time.perf_counter()
                 step()
-                self.writing_s += time.perf_counter() - begun
         except BaseException as error:
             self._error = error
+            self._stream.fail(error)
 
     # steps, in the writer's thread -------------------------------------------------------------
-    def _append(self, job: SlideJob, track: Track, batch: int, features: np.ndarray) -> None:
+    def _append(self, batch: EncodedBatch) -> None:
+        features = _result(batch)
+        begun = time.perf_counter()
+        if batch.last_of is not None:
+            self._stream.release(batch.last_of)
+        job, journal = batch.job, batch.track.journal
         if job.failure is not None:
             return
         with np.errstate(over="ignore"):
-            rows = features.astype(track.journal.dtype)
+            rows = features.astype(journal.dtype)
         if not np.isfinite(rows).all():
-            job.failure = _not_finite(job, track, batch, features)
+            job.failure = _not_finite(batch, features)
             return
-        track.journal.append(batch, rows)
+        journal.append(batch.number, rows)
         self._report(len(rows), text=job.slide_id)
+        self.writing_s += time.perf_counter() - begun
 
     def _finish(self, job: Job, error: Exception | None) -> None:
+        begun = time.perf_counter()
         if isinstance(job, FailedSlide):
             for task, claimed in job.claims:
                 self._give_up(task, claimed, job.status, job.reason)
@@ -106,6 +135,7 @@ class FeatureWriter:
             for track in job.tracks:
                 self._finish_track(job, track)
         self._planner.forget(job)
+        self.writing_s += time.perf_counter() - begun
 
     def _finish_track(self, job: SlideJob, track: Track) -> None:
         if job.failure is not None:
@@ -169,10 +199,23 @@ def feature_provenance(job: SlideJob, track: Track) -> dict[str, Any]:
     }
 
 
-def _not_finite(job: SlideJob, track: Track, batch: int, features: np.ndarray) -> str:
+def _result(batch: EncodedBatch) -> np.ndarray:
+    try:
+        return batch.features.result()
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        raise EncoderError(
+            f"Embedding {batch.job.slide_id} with {batch.track.task.name}: batches of {batch.track.task.batch_size} "
+            "tiles do not fit the memory of the device. Give a smaller --batch-size; what is done is kept."
+        ) from error
+
+
+def _not_finite(batch: EncodedBatch, features: np.ndarray) -> str:
+    job, track = batch.job, batch.track
     with np.errstate(over="ignore"):
         row = int(np.flatnonzero(~np.isfinite(features.astype(track.journal.dtype)).all(axis=1))[0])
-    x, y = (int(value) for value in job.grid.xy[job.order[batch * track.task.batch_size + row]])
+    x, y = (int(value) for value in job.grid.xy[job.order[batch.number * track.task.batch_size + row]])
     where = f"Embedding {job.slide_id} with {track.task.name}: the tile at x={x}, y={y}"
     if np.isfinite(features[row]).all():
         return f"{where} gives values too large for {track.journal.dtype}. Use --store-dtype float32."

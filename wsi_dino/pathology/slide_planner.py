@@ -145,17 +145,26 @@ class SlidePlanner:
         grid = read_tile_grid(tile_path(self._run, slide_id))
         if len(grid) == 0:
             return FailedSlide(slide_id, claims, "empty", "no tile is in its tile file")
+        path, missing = self._path(row)
+        if path is not None:
+            check_unchanged(path, grid)
         claims = [pair for pair in claims if not self._is_written(grid, *pair)]
         if not claims:
             return None
-        path = self._paths.find(row)
-        check_unchanged(path, grid)
+        if path is None:
+            raise missing or SlideError(f"Opening slide {slide_id}: there is no file.")
         slide = open_slide(path, slide_id=slide_id, backend=claims[0][0].spec.backend)
         try:
             return self._job(slide, grid, claims)
         except BaseException:
             slide.close()
             raise
+
+    def _path(self, row: Mapping[str, Any]) -> tuple[Path | None, SlideError | None]:
+        try:
+            return self._paths.find(row), None
+        except SlideError as error:
+            return None, error
 
     def _is_written(self, grid: TileGrid, task: EncoderTask, claimed: ClaimedItem) -> bool:
         """Whether a process that was killed after writing the file had only left its row unwritten."""

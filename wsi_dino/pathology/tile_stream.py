@@ -172,6 +172,11 @@ class TileStream:
         self._given_up.add(block.source)
         return SourceEnd(block.source, error)
 
+    def fail(self, error: BaseException) -> None:
+        """Stop reading and raise `error` where the stream is iterated. From any thread."""
+        self._gate.stop()
+        self._events.put(_Broken(error))
+
     def release(self, block: TileBlock) -> None:
         """The pixels of `block` are no longer needed: as much may be read ahead. From any thread, once a block."""
         self._gate.leave(block.pixels.nbytes)
