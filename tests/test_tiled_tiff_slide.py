@@ -11,6 +11,7 @@ import openslide
 import pytest
 import tifffile
 
+from wsi_dino.errors import SlideError
 from wsi_dino.pathology.slide import open_slide
 from wsi_dino.pathology.synthetic import draw_tissue, write_pyramid
 from wsi_dino.pathology.tiled_tiff_slide import TileCache, TiledTiffSlide, UnsupportedTiffError
@@ -165,3 +166,26 @@ def _write_without_first_tile(path: Path, image: np.ndarray) -> None:
     for tag in positions:
         data[tag.valueoffset : tag.valueoffset + width[tag.name]] = bytes(width[tag.name])
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("tile", [8, 9, 10, 14, 15])
+@pytest.mark.parametrize("from_middle", [True, False])
+def test_a_tile_with_a_hole_fails_where_openslide_fails(tmp_path: Path, tile: int, from_middle: bool) -> None:
+    image, _ = draw_tissue(np.random.default_rng(3), (1500, 1200), tumour=True)
+    path = tmp_path / "S.tif"
+    write_pyramid(path, image, downsamples=(1,))
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0].aspage()
+        offset, count = page.dataoffsets[tile], page.databytecounts[tile]
+    damaged = bytearray(path.read_bytes())
+    begin, end = (offset + count // 2, offset + count) if from_middle else (offset + count // 3, offset + count // 2)
+    damaged[begin:end] = bytes(end - begin)
+    path.write_bytes(damaged)
+    failures = []
+    for backend in ("tiled-tiff", "openslide"):
+        with open_slide(path, backend=backend) as slide:
+            try:
+                slide.read_level_rgb_raw(0)
+            except SlideError as error:
+                failures.append(str(error))
+    assert len(failures) == 2
