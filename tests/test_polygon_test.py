@@ -27,7 +27,7 @@ def test_equals_opencv_on_any_polygon_corner_edge_and_half_pixel(corners: list[t
     assert np.array_equal(side_of_polygon(polygon, x, y), _one_by_one(polygon, x, y))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.floats(1.0, 70.0), st.integers(1, 97))
 def test_equals_opencv_on_scaled_blobs_with_large_coordinates(seed: int, scale: float, step: int) -> None:
     rng = np.random.default_rng(seed)

@@ -109,6 +109,10 @@ def _image_header(path: Path) -> tuple[tuple[int, int], tuple[float, float] | No
 def _decode(path: Path) -> np.ndarray:
     try:
         with _open_image(path) as image:
+            if image.format == "JPEG" and image.mode == "RGB":
+                pixels = _decode_jpeg(path, (image.height, image.width, 3))
+                if pixels is not None:
+                    return pixels
             image.load()
             return _as_rgb(image)
     except UnidentifiedImageError:
@@ -117,6 +121,23 @@ def _decode(path: Path) -> np.ndarray:
         raise SlideError(
             f"Reading {path}: the image cannot be decoded ({error}). It is damaged or truncated."
         ) from error
+
+
+def _decode_jpeg(path: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """Decode an undamaged JPEG in a third of Pillow's time, to the same pixels; None leaves it to Pillow.
+
+    The decoder fills in grey where the data ends early, so only a file with its end marker is given to it.
+    """
+    import imagecodecs
+
+    data = path.read_bytes()
+    if not data[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+        return None
+    try:
+        pixels = np.asarray(imagecodecs.jpeg8_decode(data))
+    except (imagecodecs.Jpeg8Error, ValueError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
 
 def _as_rgb(image: Image.Image) -> np.ndarray:

@@ -63,46 +63,72 @@ class TileRequest:
 
 
 @dataclass(frozen=True)
-class TiledSlide:
-    """What came out of one slide.
+class PlacedTiles:
+    """The tiles of one slide and the tissue they lie on.
 
     Attributes:
         grid: its tiles; may be empty.
         tissue: its tissue contours.
-        thumbnail: uint8 RGB ``(height, width, 3)``.
+        overview: the picture that was segmented.
         tissue_mm2: tissue area, or None when the resolution is unknown.
-        backend: the reader that was used.
         empty_reason: why there are no tiles; empty when there are some.
     """
 
     grid: TileGrid
     tissue: Tissue
-    thumbnail: np.ndarray
+    overview: Overview
     tissue_mm2: float | None
-    backend: str
     empty_reason: str
 
 
+@dataclass(frozen=True)
+class TiledSlide:
+    """What came out of one slide.
+
+    Attributes:
+        placed: its tiles and tissue.
+        thumbnail: uint8 RGB ``(height, width, 3)`` with both drawn.
+        backend: the reader that was used.
+    """
+
+    placed: PlacedTiles
+    thumbnail: np.ndarray
+    backend: str
+
+    @property
+    def grid(self) -> TileGrid:
+        """Its tiles."""
+        return self.placed.grid
+
+
 def tile_slide(source: SlideSource, request: TileRequest, slide_fingerprint: str) -> TiledSlide:
-    """Find the tissue of a slide and place its tiles.
+    """Find the tissue of a slide, place its tiles and draw both.
 
     Raises:
         SlideError: the slide cannot be opened or read, has no known resolution where one is needed, or is
             coarser than what is asked for; or its edited contours are missing or broken.
     """
     with open_slide(source.path, slide_id=source.slide_id, backend=request.backend) as slide:
-        mpp = _resolution(slide, request)
-        mpp_xy = None if mpp is None else mpp.mpp_xy
-        geometry = plan_geometry(source.slide_id, slide.level_downsamples, request.tiling, mpp_xy)
-        overview, tissue = _tissue(slide, request)
-        picture = read_for_thumbnail(slide, overview)
-        mask = tissue.mask(overview)
-        xy, share = _place(slide, request.tiling, geometry, tissue, AreaTable(mask, overview.downsample_xy))
-        grid = _grid(slide, request, geometry, mpp, xy, share, slide_fingerprint, tissue)
-    thumbnail = draw_thumbnail(picture, tissue, grid)
+        placed = place_tiles(slide, request, slide_fingerprint)
+        picture = read_for_thumbnail(slide, placed.overview)
+    return TiledSlide(placed, draw_thumbnail(picture, placed.tissue, placed.grid), slide.backend)
+
+
+def place_tiles(slide: Slide, request: TileRequest, slide_fingerprint: str) -> PlacedTiles:
+    """Find the tissue of an opened slide and place its tiles.
+
+    Raises:
+        SlideError: as `tile_slide`.
+    """
+    mpp = _resolution(slide, request)
+    mpp_xy = None if mpp is None else mpp.mpp_xy
+    geometry = plan_geometry(slide.slide_id, slide.level_downsamples, request.tiling, mpp_xy)
+    overview, tissue = _tissue(slide, request)
+    mask = tissue.mask(overview)
+    placed = _place(slide, request.tiling, geometry, tissue, AreaTable(mask, overview.downsample_xy))
+    grid = _grid(slide, request, geometry, mpp, placed, slide_fingerprint, tissue)
     reason = "" if len(grid) else _why_empty(grid, mask, request)
-    area = _tissue_mm2(mask, overview, mpp_xy)
-    return TiledSlide(grid, tissue, thumbnail, area, slide.backend, reason)
+    return PlacedTiles(grid, tissue, overview, _tissue_mm2(mask, overview, mpp_xy), reason)
 
 
 def _resolution(slide: Slide, request: TileRequest) -> ResolvedMpp | None:
@@ -161,8 +187,7 @@ def _grid(
     request: TileRequest,
     geometry: TileGeometry,
     mpp: ResolvedMpp | None,
-    xy: np.ndarray,
-    share: np.ndarray,
+    placed: tuple[np.ndarray, np.ndarray],
     slide_fingerprint: str,
     tissue: Tissue,
 ) -> TileGrid:
@@ -176,8 +201,8 @@ def _grid(
     return TileGrid(
         slide_id=slide.slide_id,
         slide_fingerprint=slide_fingerprint,
-        xy=xy,
-        tissue_fraction=share,
+        xy=placed[0],
+        tissue_fraction=placed[1],
         tile_px=request.tiling.tile_px,
         tile_wh_level0=geometry.tile_wh_level0,
         stride_xy_level0=geometry.stride_xy_level0,

@@ -166,7 +166,7 @@ class _Job:
             )
         tiled = tile_slide(source, self._request, self._contents[name])
         if not is_given_in_place:
-            write_contours(contours, tiled.tissue)
+            write_contours(contours, tiled.placed.tissue)
         write_thumbnail(self._run.thumbnails / f"{name}.jpg", tiled.thumbnail)
         write_tile_grid(self._run.tiles / f"{name}.h5", tiled.grid)
         return _outcome(tiled)
@@ -199,13 +199,13 @@ def _outcome(tiled: TiledSlide) -> dict[str, Any]:
     grid: TileGrid = tiled.grid
     return {
         "status": "done" if len(grid) else "empty",
-        "reason": tiled.empty_reason,
+        "reason": tiled.placed.empty_reason,
         "mpp_found": _mean(grid.mpp_found_xy),
         "mpp_source": grid.mpp_source,
         "mpp_level0": _mean(grid.mpp_xy),
         "level": grid.level,
         "tiles": len(grid),
-        "tissue_mm2": tiled.tissue_mm2,
+        "tissue_mm2": tiled.placed.tissue_mm2,
         "backend": tiled.backend,
         "grid_fingerprint": grid.fingerprint,
     }

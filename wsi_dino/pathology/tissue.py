@@ -20,8 +20,7 @@ from wsi_dino.pathology.tissue_spec import TissueSpec
 
 _SEG_DOWNSAMPLE = 64.0
 _CLAM_LIMIT_PX = 100_000_000
-_OVERVIEW_LIMIT_PX = 32_000_000
-_OVERVIEW_SIDE_PX = 4096
+_OVERVIEW_SIDE_PX = 2048  # a finer picture costs time and finds the same tissue
 
 
 @dataclass(frozen=True)
@@ -86,26 +85,34 @@ def read_for_clam(slide: Slide, spec: TissueSpec) -> Overview:
         SlideError: the level is absent or has more than 1e8 px, which CLAM refuses too.
     """
     level = seg_level_of(slide, spec)
-    width, height = slide.level_dimensions[level]
-    if width * height > _CLAM_LIMIT_PX:
-        raise SlideError(
-            f"Segmenting {slide.path}: level {level} has {width}x{height} px, more than the 1e8 at which CLAM gives "
-            "up. Choose a coarser --seg-level, or tile without --compat clam."
-        )
+    _check_size(slide, level)
     return Overview(slide.read_level_rgb_raw(level), slide.level_downsamples[level])
 
 
 def read_for_tissue(slide: Slide, spec: TissueSpec) -> Overview:
-    """Read the level to be segmented on white; a level too large for memory is averaged down as it is read.
+    """Read the level to be segmented on white.
+
+    Where the level is chosen here and is longer than 2048 px (plain images, slides with few levels), it is
+    averaged down to that as it is read, so that memory stays bounded.
 
     Raises:
-        SlideError: the level is absent or cannot be read.
+        SlideError: the level is absent, cannot be read, or was asked for and has more than 1e8 px.
     """
     level = seg_level_of(slide, spec)
-    width, height = slide.level_dimensions[level]
-    if width * height > _OVERVIEW_LIMIT_PX:
+    wh = slide.level_dimensions[level]
+    if spec.seg_level < 0 and max(wh) > _OVERVIEW_SIDE_PX:
         return Overview(*slide.read_overview(_OVERVIEW_SIDE_PX))
-    return Overview(slide.read_level((0, 0), level, (width, height)), slide.level_downsamples[level])
+    _check_size(slide, level)
+    return Overview(slide.read_level((0, 0), level, wh), slide.level_downsamples[level])
+
+
+def _check_size(slide: Slide, level: int) -> None:
+    width, height = slide.level_dimensions[level]
+    if width * height > _CLAM_LIMIT_PX:
+        raise SlideError(
+            f"Segmenting {slide.path}: level {level} has {width}x{height} px, more than the 1e8 at which CLAM gives "
+            "up. Choose a coarser --seg-level, or tile without --compat clam and --seg-level."
+        )
 
 
 def find_tissue(overview: Overview, spec: TissueSpec, *, every_point: bool = False) -> Tissue:
