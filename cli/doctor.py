@@ -13,8 +13,8 @@ from wsi_dino.cli.options import JsonOption
 from wsi_dino.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from wsi_dino.file_check import Finding, RunReport
     from wsi_dino.install_check import InstallFinding
-    from wsi_dino.run_check import Finding, RunReport
 
 _SHOWN = 50
 

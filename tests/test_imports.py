@@ -28,9 +28,10 @@ _ALLOWED: dict[str, set[str]] = {
     "configs": set(),
     "pathology": _FOUNDATION | _RUN | _LOWER | {"configs"},
     "mil": _FOUNDATION | _RUN | _LOWER | {"configs"},
-    "run_check": _FOUNDATION | _RUN | _LOWER | {"pathology", "mil"},
+    "file_check": set(),
+    "run_check": _FOUNDATION | _RUN | _LOWER | {"file_check", "pathology", "mil"},
     "install_check": _LOWER | {"pathology"},
-    "cli": _FOUNDATION | _RUN | _LOWER | {"pathology", "mil", "run_check", "install_check", "configs"},
+    "cli": _FOUNDATION | _RUN | _LOWER | {"pathology", "mil", "file_check", "run_check", "install_check", "configs"},
 }
 _HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "cv2", "matplotlib", "lifelines", "scipy", "tiatoolbox")
 
