@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 
@@ -53,8 +53,11 @@ def _storage_error(error: OSError) -> StorageError:
     )
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 1 some items failed, 2 wrong usage or input, 130 interrupted."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; leaves by SystemExit.
+
+    Exit codes: 0 done, 1 some items failed, 2 wrong usage or input, 130 interrupted.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     _register_verbs()
     command = typer.main.get_command(app)

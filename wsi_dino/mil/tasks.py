@@ -29,7 +29,7 @@ class Task(BaseModel):
     Examples:
         >>> task = Task(name="aln", target="ALN", classes=("N0", "N+"), merge={"N+": ("N+(1-2)", "N+(>2)")})
         >>> task.class_of(["N0", "N+(>2)"])
-        {'N0': 'N0', 'N+(>2)': 'N+'}
+        {'N+(>2)': 'N+'}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -46,8 +46,8 @@ class TissueSpec(BaseModel):
         no_pen: pen and ink are not tissue.
 
     Examples:
-        >>> TissueSpec(sthresh=15).a_t
-        1.0
+        >>> TissueSpec(sthresh=15).a_t == 1
+        True
         >>> TissueSpec.preset("tcga").a_t
         16.0
     """
