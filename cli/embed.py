@@ -104,9 +104,9 @@ def embed(
             _MODEL,
             "--store-dtype",
             help="Features on disk. float16 has half the size and a cosine of 0.9999999 to float32.  "
-            "[default: float16]",
+            "[default: float32]",
         ),
-    ] = StoreDtype.float16,
+    ] = StoreDtype.float32,
     slides_folder: Annotated[
         Path | None,
         _option(_PIXELS, "--slides", help="Folder where the slides lie now, if not where `tile` found them."),

@@ -9,6 +9,7 @@ from wsi_dino.cli.demo import demo
 from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.embed import embed
 from wsi_dino.cli.encoders import encoders
+from wsi_dino.cli.import_features import import_features
 from wsi_dino.cli.init import init
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.predict import predict
@@ -18,6 +19,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "init": init,
     "tile": tile,
     "embed": embed,
+    "import-features": import_features,
     "mil": mil,
     "predict": predict,
     "encoders": encoders,

@@ -117,6 +117,9 @@ def read_feature_file(path: Path, *, verify: bool = False) -> FeatureFile:
         features = features[0]
     if features.dtype not in (np.float16, np.float32):
         features = features.astype(np.float32)
+    if len(features) != len(coords):
+        counts = f"{len(features)} features but {len(coords)} coordinates"
+        raise FeatureFileError(f"Reading features {path}: it has {counts}. {advice}")
     if verify and stored_sha256 and hashlib.sha256(features.tobytes()).hexdigest() != stored_sha256:
         raise FeatureFileError(f"Reading features {path}: the content does not match its checksum. {advice}")
     return FeatureFile(features, np.asarray(coords, np.int64), provenance)

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from wsi_dino.encoders.record import EncoderSpec
+from wsi_dino.pathology.embed_table import embed_stage as embed_stage
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder
 
@@ -24,7 +25,8 @@ class EmbedSpec(BaseModel):
     """The request for features of all slides of a run.
 
     Attributes:
-        store_dtype: of the features on disk. float16 halves the files at a cosine of 0.9999999 to float32.
+        store_dtype: of the features on disk. float16 halves the files at a cosine of 0.9999999 to float32,
+            but CLAM's training code feeds it to a float32 model as it is, and stops.
         backend: reader of the slides, see `slide.open_slide`.
         precision: as asked; ``"auto"`` leaves it to the encoder and the device.
         batch_size: tiles of a batch; 0 leaves it to the encoder.
@@ -34,7 +36,7 @@ class EmbedSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    store_dtype: Literal["float16", "float32"] = "float16"
+    store_dtype: Literal["float16", "float32"] = "float32"
     backend: str = "auto"
     precision: str = "auto"
     batch_size: int = 0
@@ -102,11 +104,6 @@ class EncoderTask:
         identity = self.encoder.identity()
         asked = {key: identity.get(key) for key in _ASKED_KEYS}
         return fingerprint(_FORMAT, self.encoder.spec, asked, self.spec, tiles_sha256)
-
-
-def embed_stage(encoder: str) -> str:
-    """Return the stage name of the rows of one encoder."""
-    return f"embed-{encoder}"
 
 
 def feature_path(run: RunFolder, encoder: str, slide_id: str) -> Path:

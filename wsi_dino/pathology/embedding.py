@@ -15,6 +15,7 @@ import numpy as np
 
 from wsi_dino.errors import ConfigError
 from wsi_dino.pathology.embed_spec import EmbedSpec, EncoderTask, TileEncoder
+from wsi_dino.pathology.embed_table import write_embed_table
 from wsi_dino.pathology.feature_writer import EncodedBatch, FeatureWriter
 from wsi_dino.pathology.slide_job import SlideJob
 from wsi_dino.pathology.slide_planner import SlidePaths, SlidePlanner, check_features_folder
@@ -23,7 +24,6 @@ from wsi_dino.pathology.tile_stream import SourceEnd, TileBlock, TileStream
 from wsi_dino.provenance import remove_stale_temporaries
 from wsi_dino.run_folder import RunFolder
 
-COLUMNS = ("encoder", "slide_id", "status", "reason", "tiles", "seconds", "tiles_per_s", "backend")
 # Two batches in the encoder's hands: the next one starts while the last one's results are fetched.
 _BATCHES_AT_ONCE = 2
 
@@ -118,7 +118,7 @@ def embed_slides(
         remove_stale_temporaries(run.features(task.name))
     report(total=planner.n_tiles)
     outcome = _Pipeline(run, planner, tasks, workers or os.cpu_count() or 1, report).work()
-    run.write_table(run.path / "embed.csv", all_rows(run), COLUMNS)
+    write_embed_table(run)
     return outcome
 
 
@@ -135,13 +135,6 @@ def make_tasks(encoders: Sequence[TileEncoder], spec: EmbedSpec) -> list[Encoder
     if any(max(sizes) % size for size in sizes):
         sizes = [min(sizes)] * len(sizes)
     return [EncoderTask(encoder, spec, size) for encoder, size in zip(encoders, sizes, strict=True)]
-
-
-def all_rows(run: RunFolder) -> list[dict[str, Any]]:
-    """Return the rows of every encoder of `run`, by encoder and slide."""
-    stages = sorted(folder.name for folder in run.state.glob("embed-*") if folder.is_dir())
-    rows = [row for stage in stages for row in run.rows(stage)]
-    return sorted(rows, key=lambda row: (str(row.get("encoder")), str(row.get("slide_id"))))
 
 
 class _Pipeline:
