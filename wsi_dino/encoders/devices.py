@@ -38,14 +38,18 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str, allowed: tuple[Precision, ...]) -> Precision:
-    """Return the number format to run in; ``"auto"`` takes bf16 where the device does it well.
+    """Return the number format to run in.
+
+    ``"auto"`` takes bf16 where device and encoder do it well, else fp16 on a GPU, else fp32.
 
     Raises:
         EncoderError: the format is unknown, unsafe for the encoder, or fp16 was asked of a CPU, where
             it is a hundred times slower than fp32.
     """
     if precision == "auto":
-        return "bf16" if "bf16" in allowed and _is_bf16_fast(device) else "fp32"
+        if "bf16" in allowed and _is_bf16_fast(device):
+            return "bf16"
+        return "fp16" if "fp16" in allowed and device.startswith("cuda") else "fp32"
     chosen = next((known for known in allowed if known == precision), None)
     if chosen is None:
         raise EncoderError(f"Choosing a precision: expected auto or one of {', '.join(allowed)}, got {precision!r}.")

@@ -62,10 +62,10 @@ class Encoder:
         self.device, self.precision = device, precision
         self.weights_sha256, self.weights_source = weights_sha256, weights_source
         self._dtype = dtype_of(precision)
-        self._backbone = prepare_for_inference(backbone, input_px, device, self._dtype)
+        self._backbone = prepare_for_inference(backbone, spec, input_px, device, self._dtype)
         self._scale, self._shift = _normalisation(spec, device)
         self._executor: _Executor = (
-            CpuThreads(input_px, workers) if device == "cpu" else OneDevice(device, self._vectors, input_px)
+            CpuThreads(input_px, precision, workers) if device == "cpu" else OneDevice(device, self._vectors, input_px)
         )
 
     @property
