@@ -21,9 +21,8 @@ def _ids(folder: Path) -> list[str]:
 
 
 def test_nested_slides_come_sorted_and_other_files_do_not(tmp_path: Path) -> None:
-    _touch(
-        tmp_path, "b/2.svs", "a/b/1.JPEG", "3.ome.tif", "labels.csv", "x.xml", "x.json", "x.txt", ".4.svs", ".h/5.svs"
-    )
+    _touch(tmp_path, "b/2.svs", "a/b/1.JPEG", "3.ome.tif", "labels.csv", "x.xml", "x.json", "x.txt")
+    _touch(tmp_path, ".4.svs", ".h/5.svs")
     assert _ids(tmp_path) == ["1", "2", "3"]
 
 

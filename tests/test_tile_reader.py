@@ -100,9 +100,10 @@ def test_threads_get_what_one_gets(path: Path) -> None:
 
 def test_a_grid_of_another_slide_is_refused(path: Path, tmp_path: Path) -> None:
     write_pyramid(tmp_path / "other.tif", np.zeros((100, 100, 3), np.uint8), downsamples=(1,))
-    with open_slide(path) as slide, open_slide(tmp_path / "other.tif") as other:
-        with pytest.raises(TileGridError, match="another|of \\(1599"):
-            TileReader(other, _grid(slide, [(0, 0)], 0, 64, 64))
+    with open_slide(path) as slide:
+        grid = _grid(slide, [(0, 0)], 0, 64, 64)
+    with open_slide(tmp_path / "other.tif") as other, pytest.raises(TileGridError, match=r"1599.*1199"):
+        TileReader(other, grid)
 
 
 def test_a_grid_without_tiles_reads_none(path: Path) -> None:

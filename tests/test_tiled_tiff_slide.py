@@ -24,8 +24,8 @@ _SHARED = (
 
 
 def _white_composited(handle: openslide.OpenSlide, xy: tuple[int, int], level: int, wh: tuple[int, int]) -> np.ndarray:
-    rgba = np.asarray(handle.read_region(xy, level, wh)).astype(int)
-    return np.where(rgba[..., 3:] == 255, rgba[..., :3], 255)
+    rgba = np.asarray(handle.read_region(xy, level, wh))
+    return np.where(rgba[..., 3:] == 255, rgba[..., :3], np.uint8(255))
 
 
 @pytest.mark.parametrize("name", _SHARED)
