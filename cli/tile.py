@@ -268,10 +268,10 @@ def make_request(given: dict[str, Any], explicit: set[str]) -> TileRequest:
     from wsi_dino.pathology.slide_tiler import TileRequest
 
     tiling = _tiling_spec(given, explicit)
-    folder = given["contours"]
+    folder, table = (None if given[name] is None else Path(given[name]) for name in ("contours", "mpp_table"))
     if folder is not None and not folder.is_dir():
         raise ConfigError(f"Reading contours: --contours {folder} is not a folder of SLIDE.geojson files.")
-    if given["trust_table"] and given["mpp_table"] is None:
+    if given["trust_table"] and table is None:
         raise ConfigError("--trust-table needs --mpp-table CSV: there is no table to trust.")
     assumed = given["assume_mpp"]
     if assumed is not None and not 0.01 <= assumed <= 100:
@@ -279,7 +279,7 @@ def make_request(given: dict[str, Any], explicit: set[str]) -> TileRequest:
     return TileRequest(
         tissue=_tissue_spec(given, explicit),
         tiling=tiling,
-        mpp_table=None if given["mpp_table"] is None else read_mpp_table(given["mpp_table"]),
+        mpp_table=None if table is None else read_mpp_table(table),
         trust_table=given["trust_table"],
         assume_mpp=assumed,
         contours=folder,

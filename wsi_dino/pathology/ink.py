@@ -8,6 +8,8 @@ regions a few of these wide count, so that specks of ink on a cut margin do not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from wsi_dino.pathology.opencv import cv2
@@ -15,6 +17,7 @@ from wsi_dino.pathology.opencv import cv2
 _WORK_PX_LEVEL0 = 16  # side of a working px in level-0 px
 _GROW_PX = 6  # how far the faint edge of a stroke is followed, in working px
 _KERNEL = np.ones((3, 3), np.uint8)
+_DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # optical density of a channel's value
 
 
 def find_ink(rgb: np.ndarray, downsample: float) -> np.ndarray:
@@ -35,27 +38,29 @@ def find_ink(rgb: np.ndarray, downsample: float) -> np.ndarray:
     factor = max(1, round(_WORK_PX_LEVEL0 / downsample))
     size = (max(1, width // factor), max(1, height // factor))
     small = cv2.blur(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), (3, 3))
-    density = -np.log10(np.maximum(small, 1) / np.float32(255))
-    strokes = cv2.morphologyEx(_surely_ink(small, density).astype(np.uint8), cv2.MORPH_OPEN, _KERNEL)
+    channels = cv2.split(small)
+    density = [_DENSITY[channel] for channel in channels]
+    strokes = cv2.morphologyEx(_surely_ink(channels, density).astype(np.uint8), cv2.MORPH_OPEN, _KERNEL)
     if not strokes.any():
         return np.zeros((height, width), bool)
     grown = _grow(strokes, _maybe_ink(density).astype(np.uint8))
     return cv2.resize(grown, (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
-def _surely_ink(rgb: np.ndarray, density: np.ndarray) -> np.ndarray:
-    red, green, blue = (density[..., channel] for channel in range(3))
-    brightest = rgb.max(axis=2)
+def _surely_ink(channels: Sequence[np.ndarray], density: Sequence[np.ndarray]) -> np.ndarray:
+    red, green, blue = density
+    brightest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
+    darkest = cv2.min(cv2.min(channels[0], channels[1]), channels[2])
     is_blue_or_green = (red > 0.2) & (red > 1.1 * green)
     is_red = (green > 0.5) & (blue > 0.8 * green) & (red < 0.35 * green)
-    is_black = (brightest < 90) & (brightest - rgb.min(axis=2) < 30)
-    return is_blue_or_green | is_red | is_black
+    is_black = (brightest < 90) & (brightest - darkest < 30)
+    return np.asarray(is_blue_or_green | is_red | is_black)
 
 
-def _maybe_ink(density: np.ndarray) -> np.ndarray:
+def _maybe_ink(density: Sequence[np.ndarray]) -> np.ndarray:
     """Where a stroke fades out: weaker than a stroke, yet more of its colour than of a stain's."""
-    red, green = density[..., 0], density[..., 1]
-    return (red > 0.05) & (red > 0.8 * green)
+    red, green, _ = density
+    return np.asarray((red > 0.05) & (red > 0.8 * green))
 
 
 def _grow(strokes: np.ndarray, allowed: np.ndarray) -> np.ndarray:
