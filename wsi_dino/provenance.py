@@ -21,7 +21,10 @@ from wsi_dino.errors import StorageError
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _N_SAMPLES = 64
 _SAMPLE_BYTES = 64 * 2**10
-_VERSIONED_PACKAGES = ("numpy", "torch", "timm", "openslide-python", "openslide-bin", "opencv-python", "h5py")
+_VERSIONED_PACKAGES = (
+    "numpy", "torch", "timm", "h5py", "opencv-python", "pillow",
+    "openslide-python", "openslide-bin", "tifffile", "imagecodecs",
+)  # fmt: skip
 
 
 def canonical_json(value: Any) -> str:
