@@ -138,6 +138,7 @@ _DAMAGE: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("thumbnails/S03.jpg", _remove, "missing", "tile"),
     ("tiles.csv", _remove, "missing", "tile"),
     ("tiles.csv", lambda path: path.write_text("slide_id,status\n") and None, "says nothing of S00", "tile"),
+    ("embed.csv", _remove, "missing", "embed"),
     (f"{_FEATURES}/S03.h5", _truncate, "broken or not a feature file", "embed"),
     (f"{_FEATURES}/S03.h5", _remove, "missing: this slide has tiles but no features", "embed"),
     (f"{_FEATURES}/S03.h5", _flip_a_byte_of_the_features, "broken or not a feature file", "embed"),

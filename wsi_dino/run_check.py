@@ -17,7 +17,8 @@ from wsi_dino.errors import FeatureFileError, TileGridError
 from wsi_dino.feature_file import FeatureFile, read_feature_file, read_provenance, require_one_identity
 from wsi_dino.file_check import FileCheck, OnFile, RunReport, quoted, short_message
 from wsi_dino.mil.attention_file import read_attention
-from wsi_dino.pathology.embed_spec import embed_stage, feature_path
+from wsi_dino.pathology.embed_spec import feature_path
+from wsi_dino.pathology.embed_table import embed_stage
 from wsi_dino.pathology.tile_grid import TileGrid, read_tile_grid
 from wsi_dino.provenance import owner_is_alive
 from wsi_dino.run_folder import RunFolder
@@ -44,6 +45,8 @@ def check_run(run: RunFolder, *, quick: bool = False, on_file: OnFile = lambda p
         check.features(folder)
     for folder in sorted((run.path / "mil").glob("*/*/")):
         check.mil(folder)
+    for folder in sorted((run.path / "predictions").glob("*/*/")):
+        check.predictions_on_new_slides(folder)
     check.leftovers()
     return check.report
 
@@ -110,10 +113,11 @@ class _RunCheck(FileCheck):
         if kind not in ("FeatureCollection", "list"):
             self.broken(path, "no GeoJSON FeatureCollection", self._tile_again)
 
-    def _table(self, path: Path, rows: dict[str, dict[str, Any]], redo: str) -> None:
+    def _table(self, path: Path, rows: dict[str, dict[str, Any]], redo: str, encoder: str | None = None) -> None:
         table = self.read_csv(path, redo)
         if table is None:
             return
+        table = [line for line in table if line.get("encoder") == encoder]
         in_table = {line.get("slide_id", ""): line.get("status", "") for line in table}
         if len(in_table) != len(table):
             self.add("problem", path, "a slide stands in it twice", redo)
@@ -136,15 +140,21 @@ class _RunCheck(FileCheck):
             path = feature_path(self._run, encoder, slide_id)
             if grid.n_tiles and not path.exists():
                 self.add("problem", path, "missing: this slide has tiles but no features", redo)
-        for row in self._run.rows(embed_stage(encoder)):
-            if row.get("status") == "failed":
-                path = feature_path(self._run, encoder, str(row.get("slide_id", "")))
-                self.add("problem", path, f"failed: {row.get('reason', '')}", redo)
+        self._embed_rows(encoder, redo)
         if identities:
             try:
                 require_one_identity(identities)
             except FeatureFileError as error:
                 self.add("problem", folder, short_message(error), redo)
+
+    def _embed_rows(self, encoder: str, redo: str) -> None:
+        rows = {str(row.get("slide_id", "")): row for row in self._run.rows(embed_stage(encoder))}
+        for slide_id, row in rows.items():
+            if row.get("status") == "failed":
+                path = feature_path(self._run, encoder, slide_id)
+                self.add("problem", path, f"failed: {row.get('reason', '')}", redo)
+        if rows:
+            self._table(self._run.path / "embed.csv", rows, redo, encoder)
 
     def _embed_again(self, encoder: str) -> str:
         return f"wsi-dino embed --run {quoted(self._run.path)} --encoder {encoder}"
@@ -233,6 +243,10 @@ class _RunCheck(FileCheck):
         self.count("reports", path)
         if not whole:
             self.broken(path, "the page is cut off", redo)
+
+    def predictions_on_new_slides(self, folder: Path) -> None:
+        """Check what `predict` wrote."""
+        self._predictions(folder / "predictions.csv", f"wsi-dino predict --model MODEL --run {quoted(self._run.path)}")
 
     # leftovers --------------------------------------------------------------------------------
     def leftovers(self) -> None:
