@@ -115,6 +115,27 @@ def test_clam_options_reach_the_grid(slides: Path) -> None:
     assert grid.stride_xy_level0 == (200, 200)
 
 
+@pytest.mark.parametrize(
+    ("slide", "golden", "options"),
+    [
+        ("CMU-1-Small-Region.svs", "cmu__biopsy__224px_l0_four_pt", "--preset biopsy --tile-px 224"),
+        ("CMU-1-Small-Region.svs", "cmu__otsu__224px_l0_center", "--use-otsu --a-t 1 --a-h 1 --contour-rule center"),
+        ("CMU-1-Small-Region.derived-pyramid.tif", "cmupyr__biopsy__112px_l1_four_pt",
+         "--preset biopsy --tile-px 112 --stride-px 112 --level 1"),
+        ("TCGA-CR-7395-01A-01-TS1.svs", "tcga7395__biopsy__224px_l1_four_pt_hard",
+         "--preset biopsy --level 1 --contour-rule four_pt_hard"),
+        ("TCGA-CR-7395-01A-01-TS1.svs", "tcga7395__tcga__256px_l0_four_pt", "--preset tcga --tile-px 256"),
+    ],
+)  # fmt: skip
+def test_the_command_equals_the_golden_files(
+    shared_data: Path, shared_golden: Path, slide: str, golden: str, options: str
+) -> None:
+    path = shared_data / "slides" / slide
+    assert _run(path, "--run", "run", "--compat", "clam", *options.split()) == 0
+    with np.load(shared_golden / "clam" / f"{golden}.npz", allow_pickle=False) as stored:
+        assert np.array_equal(read_tile_grid(next(Path("run/tiles").glob("*.h5"))).xy, stored["coords"])
+
+
 def test_clam_without_options_is_clams_script() -> None:
     from wsi_dino.cli.tile import make_request
 

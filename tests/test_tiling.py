@@ -180,6 +180,14 @@ def test_a_mended_slide_is_done_by_the_next_command(tmp_path: Path, run: RunFold
     assert tile_slides([SlideSource("s", path)], run, _request())[0]["status"] == "done"
 
 
+def test_tiles_of_an_earlier_request_do_not_outlive_a_failure(slides: Path, run: RunFolder) -> None:
+    sources = discover_slides(slides)
+    tile_slides(sources, run, _request())
+    rows = tile_slides(sources, run, _request(tiling=TilingSpec(mpp=0.25)))
+    assert {row["status"] for row in rows} == {"failed"}
+    assert list(run.tiles.iterdir()) == []
+
+
 def test_an_unexpected_error_is_a_row_with_its_trace_kept(
     slides: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,8 @@ class _Job:
             row["reason"] = str(error).removeprefix(f"{source.slide_id}: ")
         except Exception as error:
             row["reason"] = f"unexpected {type(error).__name__}: {error} (details: {self._keep_trace(source)})"
+        if row["status"] == "failed":
+            self._remove_stale(source.slide_id)
         row["seconds"] = round(time.perf_counter() - start, 3)
         return row
 
@@ -170,6 +172,11 @@ class _Job:
         write_thumbnail(self._run.thumbnails / f"{name}.jpg", tiled.thumbnail)
         write_tile_grid(self._run.tiles / f"{name}.h5", tiled.grid)
         return _outcome(tiled)
+
+    def _remove_stale(self, name: str) -> None:
+        """Remove tiles of an earlier request, so that nothing takes them for what was asked for now."""
+        for path in (self._run.tiles / f"{name}.h5", self._run.thumbnails / f"{name}.jpg"):
+            path.unlink(missing_ok=True)
 
     def _keep_trace(self, source: SlideSource) -> Path:
         path = self._run.row_path("tracebacks", f"{STAGE}-{source.slide_id}").with_suffix(".txt")
