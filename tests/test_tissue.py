@@ -214,6 +214,17 @@ def test_area_table_on_a_coarse_mask_equals_a_fine_one(seed: int, scale: int) ->
     assert np.allclose(coarse, AreaTable(fine, (1.0, 1.0)).fraction(xy, (9, 5)), atol=1e-6)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.floats(1, 9), st.integers(1, 30), st.integers(1, 30))
+def test_area_table_gives_a_lattice_what_it_gives_points(seed: int, scale: float, width: int, height: int) -> None:
+    mask = (np.random.default_rng(seed).random((11, 13)) > 0.4).astype(np.uint8)
+    table = AreaTable(mask, (scale, scale * 1.1))
+    columns, rows = np.arange(0, 120, 7), np.arange(0, 100, 9)
+    points = np.array([(x, y) for y in rows for x in columns])
+    expected = table.fraction(points, (width, height)).reshape(len(rows), len(columns))
+    assert np.allclose(table.lattice_fraction(columns, rows, (width, height)), expected, atol=1e-6)
+
+
 def test_islands_in_holes_are_drawn() -> None:
     def box(low: int, high: int) -> np.ndarray:
         return np.array([[low, low], [high, low], [high, high], [low, high]])

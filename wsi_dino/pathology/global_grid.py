@@ -41,11 +41,9 @@ def plan_global_grid(
         ([[0, 0], [10, 0]], [1.0, 1.0])
     """
     columns, rows = (_starts(slide_wh[axis], tile_wh[axis], stride_xy[axis], padding) for axis in (0, 1))
-    y, x = np.meshgrid(rows, columns, indexing="ij")
-    xy = np.stack([x.ravel(), y.ravel()], axis=1)
-    share = tissue.fraction(xy, tile_wh)
-    keep = (share >= min_tissue) & (share > 0)
-    return xy[keep], share[keep]
+    share = tissue.lattice_fraction(columns, rows, tile_wh)
+    row, column = np.nonzero((share >= min_tissue) & (share > 0))
+    return np.stack([columns[column], rows[row]], axis=1), share[row, column]
 
 
 def _starts(side: int, tile: int, stride: int, padding: bool) -> np.ndarray:

@@ -9,6 +9,7 @@ regions a few of these wide count, so that specks of ink on a cut margin do not 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from wsi_dino.pathology.opencv import cv2
 
 _WORK_PX_LEVEL0 = 16  # side of a working px in level-0 px
 _GROW_PX = 6  # how far the faint edge of a stroke is followed, in working px
+_BAND_PX = 2**15
 _KERNEL = np.ones((3, 3), np.uint8)
 _DENSITY = -np.log10(np.maximum(np.arange(256), 1) / 255).astype(np.float32)  # optical density of a channel's value
 
@@ -38,29 +40,46 @@ def find_ink(rgb: np.ndarray, downsample: float) -> np.ndarray:
     factor = max(1, round(_WORK_PX_LEVEL0 / downsample))
     size = (max(1, width // factor), max(1, height // factor))
     small = cv2.blur(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA), (3, 3))
-    channels = cv2.split(small)
-    density = [_DENSITY[channel] for channel in channels]
-    strokes = cv2.morphologyEx(_surely_ink(channels, density).astype(np.uint8), cv2.MORPH_OPEN, _KERNEL)
+    sure, maybe = _ink_colours(small)
+    strokes = cv2.morphologyEx(sure, cv2.MORPH_OPEN, _KERNEL)
     if not strokes.any():
         return np.zeros((height, width), bool)
-    grown = _grow(strokes, _maybe_ink(density).astype(np.uint8))
+    grown = _grow(strokes, maybe)
     return cv2.resize(grown, (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
-def _surely_ink(channels: Sequence[np.ndarray], density: Sequence[np.ndarray]) -> np.ndarray:
+def _ink_colours(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the colour surely is ink's and where it may be, 255 or 0; in bands, to stay in the cache."""
+    sure, maybe = np.empty(rgb.shape[:2], np.uint8), np.empty(rgb.shape[:2], np.uint8)
+    rows = max(1, _BAND_PX // rgb.shape[1])
+    for top in range(0, len(rgb), rows):
+        band = rgb[top : top + rows]
+        density = cv2.split(cv2.LUT(band, _DENSITY))
+        sure[top : top + rows] = _surely_ink(band, density)
+        maybe[top : top + rows] = _maybe_ink(density)
+    return sure, maybe
+
+
+def _surely_ink(rgb: np.ndarray, density: Sequence[np.ndarray]) -> np.ndarray:
+    """Return 255 where the colour is that of a stroke (OpenCV's operators: a fifth of numpy's time)."""
     red, green, blue = density
+    channels = cv2.split(rgb)
     brightest = cv2.max(cv2.max(channels[0], channels[1]), channels[2])
     darkest = cv2.min(cv2.min(channels[0], channels[1]), channels[2])
-    is_blue_or_green = (red > 0.2) & (red > 1.1 * green)
-    is_red = (green > 0.5) & (blue > 0.8 * green) & (red < 0.35 * green)
-    is_black = (brightest < 90) & (brightest - darkest < 30)
+    is_blue_or_green = _above(red, 0.2) & _above(red, green * np.float32(1.1))
+    is_red = _above(green, 0.5) & _above(blue, green * np.float32(0.8)) & _above(green * np.float32(0.35), red)
+    is_black = _above(90, brightest) & _above(30, cv2.subtract(brightest, darkest))
     return np.asarray(is_blue_or_green | is_red | is_black)
 
 
 def _maybe_ink(density: Sequence[np.ndarray]) -> np.ndarray:
-    """Where a stroke fades out: weaker than a stroke, yet more of its colour than of a stain's."""
+    """Return 255 where a stroke fades out: weaker than a stroke, yet more of its colour than of a stain's."""
     red, green, _ = density
-    return np.asarray((red > 0.05) & (red > 0.8 * green))
+    return np.asarray(_above(red, 0.05) & _above(red, green * np.float32(0.8)))
+
+
+def _above(first: Any, second: Any) -> np.ndarray:
+    return np.asarray(cv2.compare(first, second, cv2.CMP_GT))
 
 
 def _grow(strokes: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -88,6 +88,20 @@ class AreaTable:
         whole = wh[0] * wh[1] / (self._downsample_xy[0] * self._downsample_xy[1])
         return np.clip(area / whole, 0.0, 1.0).astype(np.float32)
 
+    def lattice_fraction(self, columns: np.ndarray, rows: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
+        """Return what `fraction` says of the rectangles at every (column, row), as float32 ``(n_rows, n_columns)``."""
+        edges = [
+            np.concatenate([start, start + side]) / downsample
+            for start, side, downsample in zip((columns, rows), wh, self._downsample_xy, strict=True)
+        ]
+        across = _interpolated(self._sums, edges[1])
+        sums = _interpolated(np.ascontiguousarray(across.T), edges[0]).T
+        n_rows, n_columns = len(rows), len(columns)
+        top, bottom = sums[:n_rows], sums[n_rows:]
+        area = bottom[:, n_columns:] - bottom[:, :n_columns] - top[:, n_columns:] + top[:, :n_columns]
+        whole = wh[0] * wh[1] / (self._downsample_xy[0] * self._downsample_xy[1])
+        return np.clip(area / whole, 0.0, 1.0).astype(np.float32)
+
     def _sum(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Tissue above and left of (x, y), which need not be whole."""
         height, width = self._sums.shape[0] - 1, self._sums.shape[1] - 1
@@ -97,3 +111,11 @@ class AreaTable:
         upper = self._sums[row, column] * (1 - part_x) + self._sums[row, column + 1] * part_x
         lower = self._sums[row + 1, column] * (1 - part_x) + self._sums[row + 1, column + 1] * part_x
         return upper * (1 - part_y) + lower * part_y
+
+
+def _interpolated(sums: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return the rows of `sums` at places `at`, which need not be whole."""
+    at = np.clip(at, 0, len(sums) - 1)
+    row = np.minimum(at.astype(np.int64), len(sums) - 2)
+    part = (at - row)[:, None]
+    return np.asarray(sums[row] * (1 - part) + sums[row + 1] * part)
