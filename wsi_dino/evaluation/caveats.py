@@ -98,4 +98,5 @@ def _about_training(evidence: Evidence) -> Iterator[str]:
         yield "Attention is nearly even over the tiles of most slides: heatmaps show little, the model averages."
     at_end = sum(kept >= allowed for kept, allowed in evidence.epochs_kept)
     if at_end:
-        yield f"{at_end} folds were still improving when training ended: try more --epochs."
+        n_folds = len(evidence.epochs_kept)
+        yield f"In {at_end} of {n_folds} folds the last epoch was the best: more --epochs might do better."
