@@ -17,6 +17,8 @@ from wsi_dino.provenance import as_storage_error
 # typer carries a click of its own in some releases: this names the base of its usage errors in all of them
 _CLICK_EXCEPTION: Any = typer.BadParameter.__mro__[2]
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="wsi-dino",
     help="Which frozen encoder serves my medical imaging task, and how good is it, honestly?",
@@ -67,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         defaults: dict[str, Any] = {} if needs_none else project_file.defaults(command)
         code = command.main(arguments, prog_name="wsi-dino", default_map=defaults, standalone_mode=False)
+        if code == _INTERRUPTED:  # Typer turns Ctrl-C into this before we see it
+            console.interrupted(as_json=as_json)
         sys.exit(code if isinstance(code, int) else 0)
     except WsiDinoError as error:
         console.fail(error, as_json=as_json)

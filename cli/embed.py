@@ -63,6 +63,7 @@ def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
 
 
 def embed(
+    ctx: typer.Context,
     encoder: EncodersOption,
     run: RunOption,
     pooling: Annotated[
@@ -139,6 +140,8 @@ def embed(
     from wsi_dino.run_folder import RunFolder
 
     names = list(dict.fromkeys(encoder))
+    if slides_folder is not None and not slides_folder.is_dir() and typed(ctx, "slides_folder"):
+        raise ConfigError(f"--slides {slides_folder} is not a folder.")
     folder = RunFolder(run).require()
     _require_tiles(folder)
     stain = _load_stain(stain_norm, stain_reference)
@@ -171,6 +174,11 @@ def embed(
     else:
         _print_summary(outcome, folder)
     console.leave(sum(one.count("failed") + one.count("empty") for one in outcome.encoders))
+
+
+def typed(ctx: typer.Context, name: str) -> bool:
+    """Whether an option stood on the command line, not only in wsi-dino.yaml."""
+    return getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"
 
 
 def _require_tiles(folder: RunFolder) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from wsi_dino.encoders.record import EncoderSpec
-from wsi_dino.pathology.embed_table import embed_stage as embed_stage
+from wsi_dino.pathology.embed_table import embed_stage
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder
 

@@ -95,7 +95,7 @@ def embed_slides(
         encoders: loaded; each tile is read once for all of them.
         spec: the request.
         stain: the reference that `spec` names, or None.
-        slides_folder: where slides are looked for first, by slide_id.
+        slides_folder: where slides are looked for by slide_id that are not where they were tiled.
         workers: reading threads; 0 = one for each core.
         progress: told ``progress(n_tiles, total=, text=)``.
         notice: told what a reader should know before the work starts.

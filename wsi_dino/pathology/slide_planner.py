@@ -26,26 +26,38 @@ Job = SlideJob | FailedSlide
 
 
 class SlidePaths:
-    """Where the slide files are: where `tile` found them, or below another folder.
-
-    Raises:
-        ConfigError: `folder` holds no slide, or two with one slide_id.
-    """
+    """Where the slide files are: where `tile` found them, else below another folder (looked into when needed)."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._elsewhere = {} if folder is None else {s.slide_id: s.path for s in discover_slides(folder)}
+        self._folder = folder
+        self._elsewhere: dict[str, Path] | None = None
+        self._lock = threading.Lock()
 
     def find(self, row: Mapping[str, Any]) -> Path:
         """Return the slide file of a row of the stage ``tile``.
 
         Raises:
-            SlideError: it is nowhere.
+            SlideError: it is nowhere, or the other folder holds no slides, or two with one slide_id.
         """
-        path = self._elsewhere.get(str(row["slide_id"]), Path(str(row.get("path", ""))))
-        if not path.exists():
+        slide_id, path = str(row["slide_id"]), Path(str(row.get("path", "")))
+        if path.exists():
+            return path
+        moved = self._below_folder().get(slide_id)
+        if moved is None:
+            below = "" if self._folder is None else f" nor below {self._folder}"
             advice = "Name the folder that holds it now with --slides, or run `wsi-dino tile` again."
-            raise SlideError(f"Opening slide {row['slide_id']}: it is no longer at {path}. {advice}")
-        return path
+            raise SlideError(f"Opening slide {slide_id}: it is no longer at {path}{below}. {advice}")
+        return moved
+
+    def _below_folder(self) -> dict[str, Path]:
+        with self._lock:
+            if self._elsewhere is None:
+                try:
+                    found = [] if self._folder is None else discover_slides(self._folder)
+                except ConfigError as error:
+                    raise SlideError(str(error)) from error
+                self._elsewhere = {source.slide_id: source.path for source in found}
+            return self._elsewhere
 
 
 class SlidePlanner:
