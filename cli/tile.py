@@ -66,161 +66,181 @@ def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
+_Slides = Annotated[Path, typer.Argument(help="Folder of slides, at any depth, or one slide file.", show_default=False)]
+_Mpp = Annotated[
+    str | None,
+    _option(_RESOLUTION, "--mpp", help="um/px of a tile, or `native` for level 0 as it is.  [default: 0.5]"),
+]
+_Level = Annotated[
+    int | None, _option(_RESOLUTION, "--level", min=0, help="Read this pyramid level as it is, instead of --mpp.")
+]
+_MppTable = Annotated[
+    Path | None,
+    _option(_RESOLUTION, "--mpp-table", help="CSV slide_id,mpp (um/px at level 0) for slides whose file says none."),
+]
+_TrustTable = Annotated[
+    bool, _option(_RESOLUTION, "--trust-table", help="Let --mpp-table win over what a file says of itself.")
+]
+_AssumeMpp = Annotated[
+    float | None,
+    _option(_RESOLUTION, "--assume-mpp", help="um/px at level 0 of slides that neither file nor table speaks of."),
+]
+_TilePx = Annotated[
+    int, _option(_TILES, "--tile-px", min=1, help="Side of a tile as an encoder gets it.  [default: 224]")
+]
+_StridePx = Annotated[
+    int | None,
+    _option(
+        _TILES,
+        "--stride-px",
+        min=1,
+        help="Step of the grid in the same px; less than --tile-px overlaps.  [default: --tile-px]",
+    ),
+]
+_MinTissue = Annotated[
+    float | None,
+    _option(
+        _TILES,
+        "--min-tissue",
+        min=0,
+        max=1,
+        help="Smallest share of tissue in a tile; 0 keeps all that touch tissue.  [default: 0.25]",
+    ),
+]
+_Padding = Annotated[
+    bool | None,
+    _option(
+        _TILES,
+        "--padding/--no-padding",
+        help="Keep tiles that stick out of the slide, white there.  [default: no; with --compat clam: yes]",
+    ),
+]
+_Compat = Annotated[
+    Compat | None,
+    _option(
+        _TILES,
+        "--compat",
+        help="Give CLAM's own coordinates, value for value and in order. --level is then 0 unless given.",
+    ),
+]
+_ContourRule = Annotated[
+    ContourRuleName | None,
+    _option(
+        _TILES,
+        "--contour-rule",
+        help="With --compat clam: which points of a tile must lie in a contour.  [default: four_pt]",
+    ),
+]
+_Contours = Annotated[
+    Path | None,
+    _option(
+        _TISSUE,
+        "--contours",
+        help="Folder of SLIDE.geojson, e.g. RUN/contours edited in QuPath, that replace segmentation; "
+        "areas of class `Ignore*` are cut out.",
+    ),
+]
+_Segmenter = Annotated[
+    Segmenter,
+    _option(_TISSUE, "--segmenter", help="What finds tissue; tiatoolbox's need that extra.  [default: clam]"),
+]
+_Preset = Annotated[
+    Preset | None,
+    _option(_TISSUE, "--preset", help="CLAM's parameters for a kind of slide; single ones below override it."),
+]
+_NoPen = Annotated[
+    bool | None,
+    _option(
+        _TISSUE,
+        "--no-pen/--pen",
+        help="Pen and ink are not tissue.  [default: --no-pen; with --compat clam: --pen]",
+    ),
+]
+_SegLevel = Annotated[
+    int | None,
+    _option(
+        _TISSUE,
+        "--seg-level",
+        min=-1,
+        help="Level that is segmented; -1: the coarsest with a downsample of at most 64.  [default: -1]",
+    ),
+]
+_Sthresh = Annotated[
+    int | None,
+    _option(_TISSUE, "--sthresh", min=0, max=255, help="Saturation above which a pixel is tissue.  [default: 8]"),
+]
+_Mthresh = Annotated[
+    int | None, _option(_TISSUE, "--mthresh", min=1, help="Side of the median filter, odd.  [default: 7]")
+]
+_Close = Annotated[
+    int | None, _option(_TISSUE, "--close", min=0, help="Side of the closing kernel; 0: none.  [default: 4]")
+]
+_UseOtsu = Annotated[
+    bool | None,
+    _option(
+        _TISSUE,
+        "--use-otsu/--no-use-otsu",
+        help="Choose the saturation threshold from each slide's histogram.  [default: no]",
+    ),
+]
+_AT = Annotated[
+    float | None,
+    _option(
+        _TISSUE,
+        "--a-t",
+        min=0,
+        help="Smallest piece of tissue, in squares of --ref-patch-size.  [default: 1; with --compat clam: 100]",
+    ),
+]
+_AH = Annotated[
+    float | None,
+    _option(_TISSUE, "--a-h", min=0, help="Smallest hole, in the same squares.  [default: 1; with --compat clam: 16]"),
+]
+_MaxNHoles = Annotated[
+    int | None,
+    _option(
+        _TISSUE,
+        "--max-n-holes",
+        min=0,
+        help="Holes kept for each piece, the largest first.  [default: 64; with --compat clam: 8]",
+    ),
+]
+_RefPatchSize = Annotated[
+    int | None,
+    _option(_TISSUE, "--ref-patch-size", min=1, help="Side of the unit of areas, in level-0 px.  [default: 512]"),
+]
+_Backend = Annotated[Backend, typer.Option("--backend", help="Slide reader; auto takes the fastest that fits.")]
+
+
 def tile(
     ctx: typer.Context,
-    slides: Annotated[
-        Path, typer.Argument(help="Folder of slides, at any depth, or one slide file.", show_default=False)
-    ],
+    slides: _Slides,
     run: RunOption,
-    mpp: Annotated[
-        str | None,
-        _option(_RESOLUTION, "--mpp", help="um/px of a tile, or `native` for level 0 as it is.  [default: 0.5]"),
-    ] = None,
-    level: Annotated[
-        int | None, _option(_RESOLUTION, "--level", min=0, help="Read this pyramid level as it is, instead of --mpp.")
-    ] = None,
-    mpp_table: Annotated[
-        Path | None,
-        _option(
-            _RESOLUTION, "--mpp-table", help="CSV slide_id,mpp (um/px at level 0) for slides whose file says none."
-        ),
-    ] = None,
-    trust_table: Annotated[
-        bool, _option(_RESOLUTION, "--trust-table", help="Let --mpp-table win over what a file says of itself.")
-    ] = False,
-    assume_mpp: Annotated[
-        float | None,
-        _option(_RESOLUTION, "--assume-mpp", help="um/px at level 0 of slides that neither file nor table speaks of."),
-    ] = None,
-    tile_px: Annotated[
-        int, _option(_TILES, "--tile-px", min=1, help="Side of a tile as an encoder gets it.  [default: 224]")
-    ] = 224,
-    stride_px: Annotated[
-        int | None,
-        _option(
-            _TILES,
-            "--stride-px",
-            min=1,
-            help="Step of the grid in the same px; less than --tile-px overlaps.  [default: --tile-px]",
-        ),
-    ] = None,
-    min_tissue: Annotated[
-        float | None,
-        _option(
-            _TILES,
-            "--min-tissue",
-            min=0,
-            max=1,
-            help="Smallest share of tissue in a tile; 0 keeps all that touch tissue.  [default: 0.25]",
-        ),
-    ] = None,
-    padding: Annotated[
-        bool | None,
-        _option(
-            _TILES,
-            "--padding/--no-padding",
-            help="Keep tiles that stick out of the slide, white there.  [default: no; with --compat clam: yes]",
-        ),
-    ] = None,
-    compat: Annotated[
-        Compat | None,
-        _option(
-            _TILES,
-            "--compat",
-            help="Give CLAM's own coordinates, value for value and in order. --level is then 0 unless given.",
-        ),
-    ] = None,
-    contour_rule: Annotated[
-        ContourRuleName | None,
-        _option(
-            _TILES,
-            "--contour-rule",
-            help="With --compat clam: which points of a tile must lie in a contour.  [default: four_pt]",
-        ),
-    ] = None,
-    contours: Annotated[
-        Path | None,
-        _option(
-            _TISSUE,
-            "--contours",
-            help="Folder of SLIDE.geojson, e.g. RUN/contours edited in QuPath, that replace segmentation; "
-            "areas of class `Ignore*` are cut out.",
-        ),
-    ] = None,
-    segmenter: Annotated[
-        Segmenter,
-        _option(_TISSUE, "--segmenter", help="What finds tissue; tiatoolbox's need that extra.  [default: clam]"),
-    ] = Segmenter.clam,
-    preset: Annotated[
-        Preset | None,
-        _option(_TISSUE, "--preset", help="CLAM's parameters for a kind of slide; single ones below override it."),
-    ] = None,
-    no_pen: Annotated[
-        bool | None,
-        _option(
-            _TISSUE,
-            "--no-pen/--pen",
-            help="Pen and ink are not tissue.  [default: --no-pen; with --compat clam: --pen]",
-        ),
-    ] = None,
-    seg_level: Annotated[
-        int | None,
-        _option(
-            _TISSUE,
-            "--seg-level",
-            min=-1,
-            help="Level that is segmented; -1: the coarsest with a downsample of at most 64.  [default: -1]",
-        ),
-    ] = None,
-    sthresh: Annotated[
-        int | None,
-        _option(_TISSUE, "--sthresh", min=0, max=255, help="Saturation above which a pixel is tissue.  [default: 8]"),
-    ] = None,
-    mthresh: Annotated[
-        int | None, _option(_TISSUE, "--mthresh", min=1, help="Side of the median filter, odd.  [default: 7]")
-    ] = None,
-    close: Annotated[
-        int | None, _option(_TISSUE, "--close", min=0, help="Side of the closing kernel; 0: none.  [default: 4]")
-    ] = None,
-    use_otsu: Annotated[
-        bool | None,
-        _option(
-            _TISSUE,
-            "--use-otsu/--no-use-otsu",
-            help="Choose the saturation threshold from each slide's histogram.  [default: no]",
-        ),
-    ] = None,
-    a_t: Annotated[
-        float | None,
-        _option(
-            _TISSUE,
-            "--a-t",
-            min=0,
-            help="Smallest piece of tissue, in squares of --ref-patch-size.  [default: 1; with --compat clam: 100]",
-        ),
-    ] = None,
-    a_h: Annotated[
-        float | None,
-        _option(
-            _TISSUE, "--a-h", min=0, help="Smallest hole, in the same squares.  [default: 1; with --compat clam: 16]"
-        ),
-    ] = None,
-    max_n_holes: Annotated[
-        int | None,
-        _option(
-            _TISSUE,
-            "--max-n-holes",
-            min=0,
-            help="Holes kept for each piece, the largest first.  [default: 64; with --compat clam: 8]",
-        ),
-    ] = None,
-    ref_patch_size: Annotated[
-        int | None,
-        _option(_TISSUE, "--ref-patch-size", min=1, help="Side of the unit of areas, in level-0 px.  [default: 512]"),
-    ] = None,
-    backend: Annotated[
-        Backend, typer.Option("--backend", help="Slide reader; auto takes the fastest that fits.")
-    ] = Backend.auto,
+    mpp: _Mpp = None,
+    level: _Level = None,
+    mpp_table: _MppTable = None,
+    trust_table: _TrustTable = False,
+    assume_mpp: _AssumeMpp = None,
+    tile_px: _TilePx = 224,
+    stride_px: _StridePx = None,
+    min_tissue: _MinTissue = None,
+    padding: _Padding = None,
+    compat: _Compat = None,
+    contour_rule: _ContourRule = None,
+    contours: _Contours = None,
+    segmenter: _Segmenter = Segmenter.clam,
+    preset: _Preset = None,
+    no_pen: _NoPen = None,
+    seg_level: _SegLevel = None,
+    sthresh: _Sthresh = None,
+    mthresh: _Mthresh = None,
+    close: _Close = None,
+    use_otsu: _UseOtsu = None,
+    a_t: _AT = None,
+    a_h: _AH = None,
+    max_n_holes: _MaxNHoles = None,
+    ref_patch_size: _RefPatchSize = None,
+    backend: _Backend = Backend.auto,
     workers: WorkersOption = 0,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
@@ -231,15 +251,7 @@ def tile(
     RUN/tiles.csv. Run again, it redoes only what is missing, broken or asked for differently.
     Exit code 1 when a slide failed or has no tissue.
     """
-    given = ctx.params
-    request = make_request(given, explicit=_on_command_line(ctx))
-    from wsi_dino.pathology.discovery import discover_slides
-    from wsi_dino.pathology.tiling import tile_slides
-    from wsi_dino.run_folder import RunFolder
-
-    sources = discover_slides(slides)
-    with console.progress("tile", total=len(sources)) as progress:
-        rows = tile_slides(sources, RunFolder(run), request, workers=workers, progress=progress)
+    rows = _tile(slides, run, make_request(ctx.params, explicit=_on_command_line(ctx)), workers)
     counts = {status: sum(row["status"] == status for row in rows) for status in ("done", "empty", "failed")}
     summary = {"n_slides": len(rows), **counts, "tiles": sum(row.get("tiles") or 0 for row in rows)}
     if as_json:
@@ -247,6 +259,16 @@ def tile(
     else:
         _print_summary(rows, summary, run)
     console.leave(counts["failed"] + counts["empty"])
+
+
+def _tile(slides: Path, run: Path, request: TileRequest, workers: int) -> list[dict[str, Any]]:
+    from wsi_dino.pathology.discovery import discover_slides
+    from wsi_dino.pathology.tiling import tile_slides
+    from wsi_dino.run_folder import RunFolder
+
+    sources = discover_slides(slides)
+    with console.progress("tile", total=len(sources)) as progress:
+        return tile_slides(sources, RunFolder(run), request, workers=workers, progress=progress)
 
 
 def _on_command_line(ctx: typer.Context) -> set[str]:
