@@ -33,7 +33,7 @@ _FIELDS = {
     "hidden_dim": "hidden_dim", "attention_dim": "attention_dim", "precision": "precision", "seed": "seed",
 }  # fmt: skip
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
-_NOT_IN_COMMAND = ("run", "labels", "splits", "device", "workers", "as_json", "encoder")
+_NOT_IN_COMMAND = ("ctx", "run", "labels", "splits", "device", "workers", "as_json", "encoder", "return")
 _SHOWN = 5
 _TABLE = ["fold", "n_test", "auc", "accuracy", "precision", "recall", "f1", "threshold"]
 
@@ -278,8 +278,8 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
     for name in ("labels", "splits"):
         words += [f"--{name}", _relative(given[name], base)] if given[name] is not None else []
     left_out = {*_NOT_IN_COMMAND, "folds" if given["splits"] is not None else ""}
-    for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
+    for name in mil.__annotations__:  # in the order of --help, however it was typed
+        flag, value = f"--{name.replace('_', '-')}", given.get(name)
         if name not in left_out and value is not None and value is not False:
             words += [flag] if value is True else [flag, str(value)]
     place = (

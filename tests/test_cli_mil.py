@@ -270,3 +270,33 @@ def test_help_states_the_defaults_of_the_recipe(tmp_path: Path) -> None:
         described = text.split(f"--{option.replace('_', '-')} ")[1].split("[default: ")[1].split("]")[0]
         expected = "all" if default is None else default
         assert described == expected or float(described) == expected
+
+
+def test_three_classes_and_hostile_names(tmp_path: Path) -> None:
+    make_run(tmp_path, 45)
+    classes = ["N0", "<script>alert(1)</script>", "N+ (>2), $x$"]
+    write_labels(tmp_path / "labels.csv", [(f"S{i}", f"<b>{i}</b>", classes[i % 3]) for i in range(45)])
+    ran = _mil(tmp_path, "--folds", 3, "--json", report=True)
+    assert ran.code == 0, ran.stderr
+    assert len(ran.json["classes"]) == 3
+    assert ran.json["folds"][0]["threshold"] is None
+    page = (tmp_path / "run/mil/ER/toy/report.html").read_text()
+    assert "<script" not in page
+    assert "<b>" not in page
+    rows = _rows(tmp_path / "run/mil/ER/toy/predictions.csv")
+    assert {row["target"] for row in rows} == set(classes)
+    for row in rows:
+        assert sum(float(row[f"score_{name}"]) for name in ran.json["classes"]) == pytest.approx(1)
+
+
+def test_percentages_become_classes_by_the_tasks_cut(tmp_path: Path) -> None:
+    make_run(tmp_path, 30)
+    values = [(f"S{i}", f"P{i}", 30 + i if i % 2 else i / 4) for i in range(30)]
+    write_labels(tmp_path / "labels.csv", values, ("slide_id", "patient_id", "Ki67"))
+    ran = run_command(
+        tmp_path, "mil", "--run", "run", "--labels", "labels.csv", "--task", "bcnb-ki67", *SMALL, "--json"
+    )
+    assert ran.code == 0, ran.stderr
+    assert [row["slides"] for row in ran.json["cohort"]["classes"]] == [15, 15]
+    assert ran.json["protocol"]["target_threshold"] == 14
+    assert "Positive at 14 and above" in (tmp_path / "run/mil/bcnb-ki67/toy/report.html").read_text()

@@ -72,7 +72,7 @@ def test_labels_unrelated_to_the_slides_give_an_interval_around_chance(cohort: C
 
 @pytest.mark.slow
 def test_three_lines_of_the_card(shared_data: Path, tmp_path: Path) -> None:
-    draw_cohort(tmp_path, shared_data / "histology_tiles", n_slides=12, side_tiles=2, n_tumour=1)
+    draw_cohort(tmp_path, shared_data / "histology_tiles", n_slides=12, side_tiles=3, n_tumour=2)
     labels = tmp_path / "labels.csv"
     labels.write_text(labels.read_text().replace("tumour", "ER"))
     (tmp_path / "wsi-dino.yaml").write_text(
