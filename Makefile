@@ -1,6 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each does all its own set-up.
 VENV := .venv
 PY := $(VENV)/bin/python
+# 3.11 or later; `make demo PYTHON=python3.12` where python3 is older
+PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
 .PHONY: setup demo test lint bench clean
@@ -11,7 +13,9 @@ setup: $(STAMP)
 # Bytecode is compiled at install, since without it every import takes twice as long, for ever.
 # UV_FIND_LINKS passes on a folder of wheels where pip has been given one; empty elsewhere.
 $(STAMP): pyproject.toml
-	test -x $(PY) || python3 -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade uv
 	UV_COMPILE_BYTECODE=1 UV_FIND_LINKS="$(PIP_FIND_LINKS)" VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install --quiet -e '.[test,tiatoolbox]'
 	touch $(STAMP)
@@ -26,6 +30,13 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: setup
+	$(PY) benchmarks/reading.py
+	$(PY) benchmarks/encoders.py --encoder dinov3-s --encoder efficientnet-lite0
+	$(PY) benchmarks/embed.py
+	$(PY) benchmarks/mil.py
+	$(PY) benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -142,3 +142,27 @@ def test_task_names_are_short_words() -> None:
         "ki-67",
         "核",
     ]
+
+
+@pytest.mark.slow
+def test_card_lines_work_literally(tmp_path: Path) -> None:
+    """`tile`, `embed --encoder dinov3-s` and `mil --task bcnb-er --folds 5` beside the file that init wrote."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "slides").mkdir()
+    rows = []
+    for i in range(20):
+        pixels = np.clip(np.array([(225, 150, 190), (180, 90, 160)][i % 2]) + rng.normal(0, 12, (600, 600, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "slides" / f"{i}.jpg")
+        rows.append({"slide_id": str(i), "patient_id": f"P{i}", "ER": ("Negative", "Positive")[i % 2]})
+    _labels(tmp_path / "labels.csv", rows)
+    assert run_command(tmp_path, "init", "slides", "--labels", "labels.csv").code == 0
+    text = (tmp_path / "wsi-dino.yaml").read_text()
+    # DINOv3's weights cannot be fetched here: the file may say so, the lines stay as they are
+    text = text.replace("embed:\n", "embed:\n  random_weights: 0\n")
+    text = text.replace("mil:\n", "mil:\n  allow_random_weights: true\n  epochs: 2\n")
+    (tmp_path / "wsi-dino.yaml").write_text(text)
+    for line in ("tile", "embed --encoder dinov3-s", "mil --task bcnb-er --folds 5"):
+        ran = run_command(tmp_path, *line.split())
+        assert ran.code == 0, (line, ran.stderr)
+    assert (tmp_path / "wsi-dino-run" / "mil" / "bcnb-er" / "dinov3-s" / "metrics.json").is_file()
+    assert len(list((tmp_path / "wsi-dino-run" / "features" / "dinov3-s").glob("*.h5"))) == 20
