@@ -12,8 +12,8 @@ with the package: the speed is the same. Printed, with the tiles of the first re
   clock more); how busy each stage was;
 - reading alone: the same tiles through the reading threads with nobody encoding them;
 - the whole command in a process of its own, and its start: the same command when all is done;
-- with --memory: peak memory of the command over 1, 2 and 4 slides, and over one of four times the area, with
-  the tiny encoder that timm keeps for tests.
+- with --memory: peak memory of the command over 1, 4 and 16 slides, and over 1 and 4 of four times the area,
+  with the tiny encoder that timm keeps for tests.
 """
 
 from __future__ import annotations
@@ -215,19 +215,15 @@ def _print_command(run: RunFolder, options: list[str]) -> None:
 
 
 def _print_memory(work: Path, side_px: int) -> None:
-    slides = [_drawn(work, f"slide{number}", side_px // 2) for number in range(4)]
-    large = _drawn(work, "large", side_px)
+    small, large = _drawn(work, "small", side_px // 2), _drawn(work, "large", side_px)
     print(f"peak memory of the command with {_TINY} (this program: {_own_mib():.0f} MiB)")
-    for name, sources in (
-        ("1 slide", slides[:1]),
-        ("2 slides", slides[:2]),
-        ("4 slides", slides),
-        ("4x area", [large]),
-    ):
+    for name, path, n_slides in (("slides", small.path, 1), ("slides", small.path, 4), ("slides", small.path, 16),
+                                 ("of 4x area", large.path, 1), ("of 4x area", large.path, 4)):  # fmt: skip
+        sources = [SlideSource(f"copy{number}", path) for number in range(n_slides)]
         run = _tiled(work / "memory-run", sources)
         n_tiles = sum(int(row["tiles"]) for row in run.rows("tile"))
         _, peak = _command(run, ["--encoder", _TINY, "--random-weights", "0"])
-        print(f"  {name:10} {n_tiles:6d} tiles  {peak / 2**20:7.0f} MiB")
+        print(f"  {n_slides:2d} {name:10} {n_tiles:6d} tiles  {peak / 2**20:7.0f} MiB", flush=True)
 
 
 def _own_mib() -> float:

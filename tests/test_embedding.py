@@ -493,12 +493,12 @@ class _Source:
 def test_the_stream_reads_ahead_no_more_than_its_memory_and_two_slides() -> None:
     sources = [_Source(400, 10) for _ in range(4)]
     block_bytes = 10 * 64 * 64 * 3
-    with TileStream(iter(sources), 2, memory_bytes=3 * block_bytes) as stream:
+    with TileStream(iter(sources), 2, memory_bytes=6 * block_bytes) as stream:
         n_blocks = 0
         for event in stream:
             if hasattr(event, "pixels"):
                 n_blocks += 1
-                assert sum(source.n_read for source in sources) <= (n_blocks + 3) * 10
+                assert sum(source.n_read for source in sources) <= (n_blocks + 6) * 10
                 assert event.pixels[0, 0, 0, 0] == event.start % 256
                 stream.release(event)
     assert n_blocks == 160

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 _TILES_PER_READ = 8
-_READ_AHEAD_BYTES = 256 * 2**20
+_READ_AHEAD_BYTES = 64 * 2**20
 _SLIDES_AHEAD = 2
-_LEAST_BLOCKS = 2
+_LEAST_BLOCKS = 4  # two with the encoder, one ready, one being read
 
 
 class TileSource(Protocol):
@@ -64,7 +64,7 @@ class TileStream:
     """Iterates over `TileBlock`, each to be given to `release`, and, after the last of each source, `SourceEnd`.
 
     One thread walks through `sources` (opening the next slide while the present one is read), a pool of
-    threads reads. At most `memory_bytes` of pixels, but always two blocks, and two slides are in hand at
+    threads reads. At most `memory_bytes` of pixels, but always four blocks, and two slides are in hand at
     a time, whatever the size and number of slides. When a tile cannot be read, its source ends with the
     error and the next goes on. Use it as a context manager: leaving it stops all threads.
 
