@@ -81,14 +81,14 @@ def mil(
     seed: Annotated[
         int, _option(_SPLIT, "--seed", min=0, help="Of folds, weights, order and bootstrap.  [default: 0]")
     ] = 0,
-    epochs: Annotated[int | None, _option(_TRAINING, "--epochs", min=1, help="At most.  [default: 100]")] = None,
+    epochs: Annotated[int | None, _option(_TRAINING, "--epochs", min=1, help="At most.  [default: 40]")] = None,
     min_epochs: Annotated[
-        int | None, _option(_TRAINING, "--min-epochs", min=0, help="Before patience counts.  [default: 10]")
+        int | None, _option(_TRAINING, "--min-epochs", min=0, help="Before the first that may be kept.  [default: 10]")
     ] = None,
     patience: Annotated[
         int | None,
         _option(
-            _TRAINING, "--patience", min=1, help="Epochs without a better validation loss.  [default: 20]"
+            _TRAINING, "--patience", min=1, help="Epochs without a better validation loss.  [default: 15]"
         ),
     ] = None,
     lr: Annotated[

@@ -17,8 +17,8 @@ class ABMIL(nn.Module):
         z       = sum_i alpha_i h_i                             the slide's representation
         logits  = H z + c
 
-    The features are standardised before the projection with two buffers, `feature_mean` and
-    `feature_scale` (0 and 1 unless training sets them), which keeps the map linear. Without
+    The features are divided by one number, the buffer `feature_scale` (1 unless training sets it),
+    so that one recipe fits encoders whose outputs differ in size; the map stays linear. Without
     `gated` the sigmoid branch is absent (Ilse et al. 2018, equation 8).
 
     Args:
@@ -37,7 +37,6 @@ class ABMIL(nn.Module):
         ((3, 2), (3, 5))
     """
 
-    feature_mean: Tensor
     feature_scale: Tensor
 
     def __init__(
@@ -52,8 +51,7 @@ class ABMIL(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout, self.gated, self.relu = dropout, gated, relu
-        self.register_buffer("feature_mean", torch.zeros(embed_dim))
-        self.register_buffer("feature_scale", torch.ones(embed_dim))
+        self.register_buffer("feature_scale", torch.ones(()))
         self.projection = nn.Linear(embed_dim, hidden_dim)
         self.attention_v = nn.Linear(hidden_dim, attention_dim, bias=False)
         self.attention_u = nn.Linear(hidden_dim, attention_dim, bias=False) if gated else None
@@ -70,8 +68,8 @@ class ABMIL(nn.Module):
         Returns:
             logits ``(n_bags, n_classes)`` and raw attention ``(n_bags, n)``, -inf where padded.
         """
-        bags = torch.where(mask[..., None], bags, self.feature_mean)  # a NaN in the padding must not spread
-        hidden = self.projection((bags - self.feature_mean) / self.feature_scale)
+        bags = bags.masked_fill(~mask[..., None], 0)  # a NaN in the padding must not spread
+        hidden = self.projection(bags / self.feature_scale)
         hidden = torch.relu(hidden) if self.relu else hidden
         hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         raw = self._raw_attention(hidden).masked_fill(~mask, float("-inf"))

@@ -102,7 +102,7 @@ class Unit:
     """One bag, or several small ones end to end.
 
     Attributes:
-        features: ``(n, embed_dim)``, standardised, in the dtype of the products.
+        features: ``(n, embed_dim)``, rescaled, in the dtype of the products.
         lengths: instances of each bag.
         labels: int64 ``(n_bags,)``.
         loss_weights: float32 ``(n_bags,)``; the step's loss is the sum of weight times cross-entropy.

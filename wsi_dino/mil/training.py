@@ -21,7 +21,6 @@ from wsi_dino.mil.packed import PackedWeights, Unit, Workspace, forward, gradien
 _UNIT_ROWS_CPU = (256, 1024)  # smaller bags are joined until there are so many rows: tiny products are slow
 _UNIT_ROWS_GPU = (131_072, 131_072)
 _UNITS_WANTED = 4  # in a step, if its bags have rows enough, so that each lane gets work
-_SCALE_FLOOR = 0.1  # of the median feature scale: a nearly constant feature must not blow up
 
 
 class TrainingSpec(BaseModel):
@@ -29,10 +28,11 @@ class TrainingSpec(BaseModel):
 
     Attributes:
         hidden_dim, attention_dim, gated, relu, dropout: see `ABMIL`.
-        standardise: give the model the mean and scale of the training features.
+        rescale: divide the features by the root mean square of the training features.
         learning_rate, weight_decay: of AdamW; the rate falls to zero by a cosine over `epochs`.
         epochs: at most.
-        min_epochs: at least, before patience counts.
+        min_epochs: epochs before the first that may be kept: on a few validation slides the loss of
+            a model that has hardly learnt is often the lowest.
         patience: epochs without a better validation loss before training stops; the best is kept.
         batch_bags: bags a step, at most; small cohorts take fewer, so that an epoch has `min_steps`.
         min_steps: steps an epoch has if there are bags enough.
@@ -49,12 +49,12 @@ class TrainingSpec(BaseModel):
     gated: bool = True
     relu: bool = False
     dropout: float = Field(0.25, ge=0, lt=1)
-    standardise: bool = True
+    rescale: bool = True
     learning_rate: float = Field(2e-4, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(40, ge=1)
     min_epochs: int = Field(10, ge=0)
-    patience: int = Field(20, ge=1)
+    patience: int = Field(15, ge=1)
     batch_bags: int = Field(8, ge=1)
     min_steps: int = Field(8, ge=1)
     class_balanced: bool = True
@@ -128,22 +128,19 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
-def measure_scale(bags: BagStore, slide_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and scale float32 ``(embed_dim,)`` over all instances of these slides.
+def measure_scale(bags: BagStore, slide_ids: Sequence[str]) -> float:
+    """Return the root mean square of all feature values of these slides; 1 when all are zero.
 
-    The scale is the standard deviation, or a tenth of the median one where it is smaller.
+    The mean stays in the features: taking it away, or scaling each feature by itself, made training
+    on small cohorts overfit within a few epochs (efficientnet-lite0 on composite slides: loss on
+    test slides 0.40 and 0.76 against 0.13).
     """
-    count = 0
-    total, squares = np.zeros(bags.embed_dim), np.zeros(bags.embed_dim)
+    count, squares = 0, 0.0
     for slide_id in slide_ids:
         features = bags.features(slide_id).astype(np.float64)
-        count += len(features)
-        total += features.sum(0)
-        squares += np.square(features).sum(0)
-    mean = total / count
-    scale = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    floor = _SCALE_FLOOR * float(np.median(scale[scale > 0])) if (scale > 0).any() else 1.0
-    return mean.astype(np.float32), np.maximum(scale, floor).astype(np.float32)
+        count += features.size
+        squares += float(np.square(features).sum())
+    return math.sqrt(squares / count) or 1.0
 
 
 class _Trainer:
@@ -160,12 +157,9 @@ class _Trainer:
         self._unit_rows = _UNIT_ROWS_CPU if device.type == "cpu" else _UNIT_ROWS_GPU
         self._class_weights = _class_weights(spec, [labels[s] for s in train_ids], n_classes)
         self._model = build_model(spec, bags.embed_dim, n_classes)
-        if spec.standardise:
-            mean, scale = measure_scale(bags, train_ids)
-            self._model.feature_mean.copy_(torch.from_numpy(mean))
-            self._model.feature_scale.copy_(torch.from_numpy(scale))
+        if spec.rescale:
+            self._model.feature_scale.fill_(measure_scale(bags, train_ids))
         self._model.to(device)
-        self._mean, self._inverse = self._model.feature_mean, 1 / self._model.feature_scale
         self._on_device: dict[str, Tensor] = {}
         steps = max(1, min(spec.min_steps, len(train_ids)))
         self._batch = min(spec.batch_bags, max(1, len(train_ids) // steps))
@@ -174,6 +168,7 @@ class _Trainer:
     def run(self, on_epoch: Callable[[dict[str, float]], None]) -> TrainedFold:
         history: list[dict[str, float]] = []
         best_loss, best_epoch, best = math.inf, 0, _copy_state(self._model)
+        earliest = min(self._spec.min_epochs, self._spec.epochs)
         for epoch in range(self._spec.epochs):
             rate = self._spec.learning_rate * (1 + math.cos(math.pi * epoch / self._spec.epochs)) / 2
             train_loss = self._train_epoch(epoch, rate)
@@ -182,9 +177,11 @@ class _Trainer:
                 {"epoch": epoch, "learning_rate": rate, "train_loss": train_loss, "val_loss": val_loss}
             )  # fmt: skip
             on_epoch(history[-1])
+            if epoch + 1 < earliest:
+                continue
             if val_loss < best_loss:
                 best_loss, best_epoch, best = val_loss, epoch, _copy_state(self._model)
-            if epoch + 1 >= self._spec.min_epochs and epoch - best_epoch >= self._spec.patience:
+            if epoch - best_epoch >= self._spec.patience:
                 break
         model = self._model.cpu().eval()
         model.load_state_dict(best)
@@ -250,9 +247,9 @@ class _Trainer:
             random = np.random.default_rng([seed, 1])
             parts = [_draw(part, self._spec.max_tiles, random) for part in parts]
         lengths = [len(part) for part in parts]
-        rows = space("standardised", sum(lengths), self._bags.embed_dim)
+        rows = space("scaled", sum(lengths), self._bags.embed_dim)
         torch.cat(parts, out=rows) if parts[0].dtype == torch.float32 else rows.copy_(torch.cat(parts))
-        rows.sub_(self._mean).mul_(self._inverse)
+        rows.div_(self._model.feature_scale)
         features = rows
         if self._dtype != torch.float32:
             features = space("features", len(rows), rows.shape[1], self._dtype).copy_(rows)

@@ -1,0 +1,131 @@
+"""Bags a second of ABMIL training, beside a plain loop and beside the processor's matrix products.
+
+Run ``python benchmarks/mil.py [--device cuda] [--bags 1000] [--tiles 1000] [--dim 384]``. Three
+things are measured in turns, so that a neighbour on the machine disturbs all of them alike, and the
+median of each is printed:
+
+- *ours*: `train_fold`, an epoch of training without its validation;
+- *plain*: the same model, one bag at a time, fp32, autograd, ``torch.optim.AdamW``, a step a bag;
+- *matmul*: a square-ish matrix product in the precision that ours uses, with the same threads.
+
+The arithmetic counted is that of the matrix products: forward, backward, without the gradient of
+the features (nobody needs it). Dropout, tanh, softmax and the optimiser count as nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from wsi_dino.mil.abmil import ABMIL
+from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.training import TrainingSpec, resolve_precision, train_fold
+
+_PLAIN_BAGS = 60
+_TURNS = 5
+_MATMUL = (1024, 512, 512)
+
+
+def make_bags(n_bags: int, n_tiles: int, embed_dim: int) -> tuple[BagStore, dict[str, int]]:
+    """Draw bags of ragged sizes (half to one and a half times `n_tiles`), float16."""
+    random = np.random.default_rng(0)
+    sizes = random.integers(n_tiles // 2, n_tiles * 3 // 2, n_bags)
+    pool = random.standard_normal((int(sizes.max()) + n_bags, embed_dim), np.float32).astype(np.float16)
+    features = {f"s{i}": pool[i : i + size].copy() for i, size in enumerate(sizes)}
+    return BagStore.of_arrays(features), {f"s{i}": i % 2 for i in range(n_bags)}
+
+
+def training_flops(n_tiles: int, spec: TrainingSpec, embed_dim: int) -> float:
+    """Operations of one bag: three products of the attention, two of the projection."""
+    attention = 2 * spec.attention_dim * spec.hidden_dim
+    return 2.0 * n_tiles * (3 * attention + 2 * embed_dim * spec.hidden_dim)
+
+
+def ours(store: BagStore, labels: dict[str, int], spec: TrainingSpec, device: str) -> float:
+    """Bags a second over the last of three epochs (the first warms up)."""
+    ends: list[float] = []
+    ids = list(store.slide_ids)
+    train_fold(
+        spec.model_copy(update={"epochs": 3}), store, labels, ids[:-1], ids[-1:], 2,
+        device=device, on_epoch=lambda row: ends.append(time.perf_counter()),
+    )  # fmt: skip
+    return (len(ids) - 1) / (ends[-1] - ends[-2])
+
+
+def plain(store: BagStore, labels: dict[str, int], spec: TrainingSpec, device: str) -> float:
+    """Bags a second of the textbook loop."""
+    model = ABMIL(store.embed_dim, 2, spec.hidden_dim, spec.attention_dim, spec.dropout).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate)
+    bags = [torch.from_numpy(store.features(s)).float()[None].to(device) for s in store.slide_ids[:_PLAIN_BAGS]]
+    truth = [torch.tensor([labels[s]], device=device) for s in store.slide_ids[:_PLAIN_BAGS]]
+
+    def run() -> None:
+        for bag, label in zip(bags, truth, strict=True):
+            optimizer.zero_grad()
+            logits, _ = model(bag, torch.ones(bag.shape[:2], dtype=torch.bool, device=device))
+            torch.nn.functional.cross_entropy(logits, label).backward()
+            optimizer.step()
+
+    return len(bags) / _seconds(run, device, repeats=1)
+
+
+def matmul_flops_per_s(precision: str, device: str) -> float:
+    """Rate of one matrix product with the threads that torch uses."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    n, k, m = _MATMUL if device == "cpu" else (8192, 8192, 8192)
+    left, right = torch.randn(n, k, device=device).to(dtype), torch.randn(k, m, device=device).to(dtype)
+    return 2.0 * n * k * m / _seconds(lambda: torch.mm(left, right), device, repeats=100)
+
+
+def _seconds(function: Callable[[], object], device: str, repeats: int) -> float:
+    for _ in range(max(1, repeats // 10)):
+        function()
+    _synchronise(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    _synchronise(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bags", type=int, default=1000)
+    parser.add_argument("--tiles", type=int, default=1000)
+    parser.add_argument("--dim", type=int, default=384)
+    options = parser.parse_args()
+    spec = TrainingSpec()
+    precision = resolve_precision(spec.precision, torch.device(options.device))
+    store, labels = make_bags(options.bags, options.tiles, options.dim)
+    per_bag = training_flops(int(np.mean(list(store.n_tiles.values()))), spec, options.dim)
+    turns = []
+    for _ in range(_TURNS):
+        turns.append(
+            (
+                ours(store, labels, spec, options.device),
+                plain(store, labels, spec, options.device),
+                matmul_flops_per_s(precision, options.device),
+            )
+        )
+    fast, slow, rate = (statistics.median(column) for column in zip(*turns, strict=True))
+    share = statistics.median(turn[0] * per_bag / turn[2] for turn in turns)
+    print(f"{options.bags} bags of about {options.tiles} x {options.dim} on {options.device}, {precision}")
+    print(f"plain fp32 loop  {slow:9.1f} bags/s")
+    print(f"train_fold       {fast:9.1f} bags/s  {fast / slow:6.1f} x the loop")
+    print(f"matrix products  {rate / 1e9:9.0f} GFLOP/s; training reaches {share:.2f} of it")
+
+
+if __name__ == "__main__":
+    main()

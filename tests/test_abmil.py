@@ -1,0 +1,177 @@
+"""The model against its equations, and the fast training step against autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from wsi_dino.mil.abmil import ABMIL, attention_weights
+from wsi_dino.mil.adamw import AdamW
+from wsi_dino.mil.lanes import open_lanes
+from wsi_dino.mil.packed import PackedWeights, Unit, Workspace, _dropout_masks, forward, gradient
+
+CPU = torch.device("cpu")
+LENGTHS = (5, 1, 9)
+
+
+def _model(dropout: float = 0.0, gated: bool = True, relu: bool = False, seed: int = 0) -> ABMIL:
+    torch.manual_seed(seed)
+    model = ABMIL(20, 3, hidden_dim=32, attention_dim=16, dropout=dropout, gated=gated, relu=relu)
+    model.attention_w.weight.data *= 5  # so that attention is far from even
+    return model
+
+
+def _instances() -> Tensor:
+    return torch.randn(sum(LENGTHS), 20, generator=torch.Generator().manual_seed(1))
+
+
+def _padded(instances: Tensor, filler: float = 0.0, extra: int = 0) -> tuple[Tensor, Tensor]:
+    bags = torch.full((len(LENGTHS), max(LENGTHS) + extra, instances.shape[1]), filler, dtype=instances.dtype)
+    mask = torch.zeros(bags.shape[:2], dtype=torch.bool)
+    for index, part in enumerate(instances.split(LENGTHS)):
+        bags[index, : len(part)], mask[index, : len(part)] = part, True
+    return bags, mask
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_forward_equals_the_equations_in_float64(gated: bool) -> None:
+    """Written once more in numpy, from the equations alone."""
+    model = _model(gated=gated).double().eval()
+    model.feature_scale.fill_(1.7)
+    weights = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    bag = _instances().double().numpy()
+    x = bag / weights["feature_scale"]
+    h = x @ weights["projection.weight"].T + weights["projection.bias"]
+    gate = np.tanh(h @ weights["attention_v.weight"].T)
+    if gated:
+        gate = gate / (1 + np.exp(-(h @ weights["attention_u.weight"].T)))
+    raw = gate @ weights["attention_w.weight"][0]
+    alpha = np.exp(raw - raw.max()) / np.exp(raw - raw.max()).sum()
+    logits = weights["head.weight"] @ (alpha @ h) + weights["head.bias"]
+    got, got_raw = model(torch.from_numpy(bag)[None], torch.ones(1, len(bag), dtype=torch.bool))
+    np.testing.assert_allclose(got[0].detach().numpy(), logits, rtol=1e-12)
+    np.testing.assert_allclose(got_raw[0].detach().numpy(), raw, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(attention_weights(got_raw)[0].detach().numpy(), alpha, rtol=1e-11)
+
+
+@pytest.mark.parametrize("filler", [0.0, 1e4, float("nan"), float("inf")])
+def test_masked_equals_unpadded(filler: float) -> None:
+    model, instances = _model().double().eval(), _instances().double()
+    logits, raw = model(*_padded(instances, filler, extra=7))
+    for index, bag in enumerate(instances.split(LENGTHS)):
+        alone, alone_raw = model(bag[None], torch.ones(1, len(bag), dtype=torch.bool))
+        torch.testing.assert_close(logits[index], alone[0])
+        torch.testing.assert_close(raw[index, : len(bag)], alone_raw[0])
+        assert (attention_weights(raw)[index, len(bag) :] == 0).all()
+
+
+def test_order_of_instances_does_not_matter_and_attention_sums_to_one() -> None:
+    model, bag = _model().double().eval(), _instances().double()
+    order = torch.randperm(len(bag), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(1, len(bag), dtype=torch.bool)
+    logits, raw = model(bag[None], mask)
+    turned, turned_raw = model(bag[None, order], mask)
+    torch.testing.assert_close(logits, turned)
+    torch.testing.assert_close(raw[:, order], turned_raw)
+    torch.testing.assert_close(attention_weights(raw).sum(1), torch.ones(1, dtype=torch.float64))
+
+
+def _unit(dtype: torch.dtype = torch.float32, seed: int = 3) -> Unit:
+    weights = torch.tensor([0.2, 0.5, 0.3])
+    return Unit(_instances().to(dtype), LENGTHS, torch.tensor([0, 2, 1]), weights, seed)
+
+
+def _loss(logits: Tensor, unit: Unit) -> Tensor:
+    return (torch.nn.functional.cross_entropy(logits, unit.labels, reduction="none") * unit.loss_weights).sum()
+
+
+def _relative_errors(model: ABMIL, gradients: dict[str, Tensor]) -> dict[str, float]:
+    assert set(gradients) == {name for name, _ in model.named_parameters()}
+    errors = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert gradients[name].shape == parameter.shape
+        errors[name] = float((parameter.grad - gradients[name]).norm() / parameter.grad.norm())
+    return errors
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_packed_gradient_equals_autograd_over_padded_bags(gated: bool, relu: bool) -> None:
+    model, unit = _model(gated=gated, relu=relu).train(), _unit()
+    loss = _loss(model(*_padded(unit.features))[0], unit)
+    loss.backward()
+    gradients, packed_loss = gradient(PackedWeights.of(model, torch.float32, training=True), unit, Workspace(CPU))
+    assert packed_loss == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert max(_relative_errors(model, gradients).values()) < 1e-5
+
+
+def _forward_with_masks(model: ABMIL, unit: Unit, keep_hidden: Tensor, keep_gate: Tensor, scale: float) -> Tensor:
+    """The model's forward with given dropout masks, for autograd."""
+    hidden = model.projection(unit.features)
+    hidden = (torch.relu(hidden) if model.relu else hidden) * keep_hidden * scale
+    gate = torch.tanh(model.attention_v(hidden))
+    gate = gate * torch.sigmoid(model.attention_u(hidden)) if model.attention_u is not None else gate
+    raw = model.attention_w(gate * keep_gate * scale)[:, 0]
+    parts = zip(raw.split(LENGTHS), hidden.split(LENGTHS), strict=True)
+    return model.head(torch.stack([attention_weights(r) @ h for r, h in parts]))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_packed_gradient_with_dropout_equals_autograd_with_the_same_masks(gated: bool, relu: bool) -> None:
+    model, unit = _model(0.25, gated, relu).train(), _unit()
+    weights = PackedWeights.of(model, torch.float32, training=True)
+    masks = [mask.bool().float() for mask in _dropout_masks(weights, unit, 32) if mask is not None]
+    assert [float(mask.mean()) for mask in masks] == pytest.approx([0.75, 0.75], abs=0.08)
+    loss = _loss(_forward_with_masks(model, unit, masks[0], masks[1], 4 / 3), unit)
+    loss.backward()
+    gradients, packed_loss = gradient(weights, unit, Workspace(CPU))
+    assert packed_loss == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert max(_relative_errors(model, gradients).values()) < 1e-5
+
+
+def test_bfloat16_gradient_is_near_the_exact_one() -> None:
+    model, unit = _model().train(), _unit(torch.bfloat16)
+    _loss(model(*_padded(unit.features.float()))[0], unit).backward()
+    gradients, _ = gradient(PackedWeights.of(model, torch.bfloat16, training=True), unit, Workspace(CPU))
+    assert max(_relative_errors(model, gradients).values()) < 0.03
+
+
+def test_dropout_differs_by_seed_only_and_is_absent_outside_training() -> None:
+    model = _model(0.5)
+    training = PackedWeights.of(model, torch.float32, training=True)
+    logits = [forward(training, _unit(seed=seed), Workspace(CPU)).logits for seed in (1, 1, 2)]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    still = forward(PackedWeights.of(model, torch.float32, training=False), _unit(), Workspace(CPU)).logits
+    torch.testing.assert_close(still, model.eval()(*_padded(_instances()))[0])
+
+
+def test_dropout_keeps_the_expected_share_and_scale() -> None:
+    model = _model(0.3)
+    weights = PackedWeights.of(model, torch.bfloat16, training=True)
+    assert weights.dropout == pytest.approx(0.3, abs=1 / 512)
+    assert weights.scale == 1 / (1 - weights.dropout)
+    unit = Unit(torch.zeros(4000, 20, dtype=torch.bfloat16), (4000,), torch.tensor([0]), torch.ones(1), 1)
+    for mask in _dropout_masks(weights, unit, 32):
+        assert mask is not None
+        assert set(mask.unique().tolist()) == {-1, 0}
+        assert float((mask == 0).float().mean()) == pytest.approx(weights.dropout, abs=0.005)
+
+
+def test_adamw_equals_that_of_torch() -> None:
+    ours, theirs = _model(), _model()
+    mine, reference = AdamW(ours, 0.1), torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
+    with open_lanes(CPU, 2) as lanes:
+        for step in range(5):
+            torch.manual_seed(step)
+            parts = [{name: torch.randn_like(p) for name, p in ours.named_parameters()} for _ in range(3)]
+            for name, parameter in theirs.named_parameters():
+                parameter.grad = parts[0][name] + parts[1][name] + parts[2][name]
+            reference.step()
+            mine.step([mine.flatten(part) for part in parts], 0.01, lanes)
+    for (name, got), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted, msg=name)

@@ -1,0 +1,151 @@
+"""Training: reproducible, independent of threads and storage, and able to learn what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from toy_bags import N_WITNESSES, SMALL, make_bags
+
+from wsi_dino.evaluation.metrics import auc
+from wsi_dino.feature_file import FeatureFile, write_feature_file
+from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.inference import score_slides
+from wsi_dino.mil.training import TrainedFold, TrainingSpec, build_model, measure_scale, resolve_precision, train_fold
+
+
+def _train(spec: TrainingSpec = SMALL, store: BagStore | None = None, threads: int = 1) -> TrainedFold:
+    made, cohort = make_bags()
+    labels = {row.slide_id: row.label for row in cohort}
+    ids = cohort.slide_ids
+    return train_fold(spec, store or made, labels, ids[:40], ids[40:], 2, threads=threads)
+
+
+def _same(first: TrainedFold, second: TrainedFold) -> bool:
+    states = first.model.state_dict(), second.model.state_dict()
+    return first.history == second.history and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_same_model_to_the_bit_whatever_the_threads(precision: str) -> None:
+    spec = SMALL.model_copy(update={"epochs": 4, "precision": precision})
+    first = _train(spec)
+    assert _same(first, _train(spec))
+    assert _same(first, _train(spec, threads=3))
+    assert not _same(first, _train(spec.model_copy(update={"seed": 1})))
+    assert first.precision == precision
+
+
+def test_same_model_from_memory_and_from_disk(tmp_path: Path) -> None:
+    store, _ = make_bags()
+    paths = {slide: tmp_path / f"{slide}.h5" for slide in store.slide_ids}
+    for slide, path in paths.items():
+        features = store.features(slide)
+        write_feature_file(path, FeatureFile(features, np.zeros((len(features), 2), np.int64), {"encoder": "toy"}))
+    spec = SMALL.model_copy(update={"epochs": 3, "max_tiles": 20})
+    first = _train(spec)
+    assert _same(first, _train(spec, BagStore(paths)))
+    assert _same(first, _train(spec, BagStore(paths, memory_bytes=0)))
+
+
+def test_threads_of_the_caller_are_given_back() -> None:
+    before = torch.get_num_threads()
+    _train(SMALL.model_copy(update={"epochs": 1}), threads=2)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_it_learns_and_attends_to_the_witnesses(relu: bool) -> None:
+    spec = SMALL.model_copy(update={"relu": relu})
+    trained = _train(spec)
+    store, cohort = make_bags(seed=1)
+    scores = score_slides(trained.model, store, cohort.slide_ids)
+    assert auc(cohort.labels, np.array([score.probabilities[1] for score in scores])) > 0.95
+    ranks = [
+        auc(np.arange(len(score.attention)) < N_WITNESSES, score.attention)
+        for score, label in zip(scores, cohort.labels, strict=True)
+        if label
+    ]
+    assert np.mean(ranks) > 0.9
+    assert scores[0].attention_weights.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_three_classes_are_learnt() -> None:
+    store, cohort = make_bags(90, n_classes=3)
+    labels = {row.slide_id: row.label for row in cohort}
+    ids = cohort.slide_ids
+    trained = train_fold(SMALL, store, labels, ids[:60], ids[60:], 3)
+    predicted = [int(score.probabilities.argmax()) for score in score_slides(trained.model, store, ids[60:])]
+    assert np.mean(np.array(predicted) == cohort.labels[60:]) > 0.8
+
+
+def test_best_epoch_is_kept_and_patience_ends_it() -> None:
+    spec = SMALL.model_copy(update={"epochs": 200, "patience": 5, "min_epochs": 8})
+    store, cohort = make_bags(signal=0.0)  # nothing to learn: it overfits at once
+    labels = {row.slide_id: row.label for row in cohort}
+    trained = train_fold(spec, store, labels, cohort.slide_ids[:40], cohort.slide_ids[40:], 2)
+    losses = [row["val_loss"] for row in trained.history]
+    assert len(losses) < 200
+    assert trained.best_epoch == len(losses) - 1 - 5
+    assert trained.best_epoch >= 7
+    assert losses[trained.best_epoch] == min(losses[7:])
+
+
+def test_validation_loss_is_that_of_the_model_given_back() -> None:
+    spec = SMALL.model_copy(update={"precision": "fp32", "epochs": 5, "class_balanced": False})
+    trained = _train(spec)
+    store, cohort = make_bags()
+    scores = score_slides(trained.model, store, cohort.slide_ids[40:])
+    losses = [-np.log(s.probabilities[label]) for s, label in zip(scores, cohort.labels[40:], strict=True)]
+    assert trained.history[trained.best_epoch]["val_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_features_of_any_scale_give_the_same_result() -> None:
+    store, _ = make_bags()
+    scaled = BagStore.of_arrays({slide: store.features(slide) * np.float32(64) for slide in store.slide_ids})
+    spec = SMALL.model_copy(update={"epochs": 3, "precision": "fp32"})
+    plain, large = _train(spec), _train(spec, scaled)
+    assert [row["val_loss"] for row in large.history] == pytest.approx([row["val_loss"] for row in plain.history])
+
+
+def test_scale_is_the_root_mean_square_of_the_training_features() -> None:
+    store, cohort = make_bags()
+    everything = np.concatenate([store.features(slide) for slide in cohort.slide_ids[:5]])
+    assert measure_scale(store, cohort.slide_ids[:5]) == pytest.approx(np.sqrt(np.mean(everything**2)), rel=1e-6)
+    zeros = BagStore.of_arrays({"a": np.zeros((3, 4), np.float32)})
+    assert measure_scale(zeros, ["a"]) == 1.0
+
+
+def test_weights_come_from_the_seed_and_leave_the_global_state_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, second = build_model(SMALL, 4, 2), build_model(SMALL, 4, 2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first.head.weight, second.head.weight)
+
+
+def test_spec_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValidationError):
+        TrainingSpec(learning_ratee=1)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError):
+        TrainingSpec(dropout=1.0)
+    assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
+    assert resolve_precision("auto", torch.device("cpu")) in ("fp32", "bf16")
+
+
+def test_published_order_of_classic_set_is_learnt(shared_data: Path) -> None:
+    """MUSK1, one split: far above chance on real bags of 2 to 40 instances."""
+    musk = np.load(shared_data / "mil_classic" / "musk1.npz")
+    x, bag, label = musk["X"].astype(np.float32), musk["bag"], musk["bag_label"].astype(int)
+    names = np.unique(bag)
+    x = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    store = BagStore.of_arrays({f"b{i}": x[bag == name] for i, name in enumerate(names)})
+    order = [f"b{i}" for i in np.random.default_rng(0).permutation(len(names))]
+    labels = {f"b{i}": int(value) for i, value in enumerate(label)}
+    trained = train_fold(TrainingSpec(epochs=40), store, labels, order[:60], order[60:72], 2)
+    test = order[72:]
+    scores = [score.probabilities[1] for score in score_slides(trained.model, store, test)]
+    assert auc(np.array([labels[slide] for slide in test]), np.array(scores)) > 0.75
