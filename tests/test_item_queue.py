@@ -163,3 +163,20 @@ def test_rows_of_the_other_process_are_seen(tmp_path: Path) -> None:
     mine.finish(first, {"status": "done", "worker": "me"})
     assert _drain(mine) == []
     assert [row["worker"] for row in mine.rows()] == ["me", "other"]
+
+
+def test_a_named_item_is_taken_only_when_it_is_unfinished_and_free(tmp_path: Path) -> None:
+    items = [Item(key, "f1") for key in ("a", "b", "c")]
+    here, there = (ItemQueue(RunFolder(tmp_path), "tile", items) for _ in range(2))
+    taken = there.take_if_free("b")
+    assert taken is not None
+    assert here.take_if_free("b") is None
+    assert there.take_if_free("b") is None
+    there.finish(taken, {"status": "done"})
+    assert here.take_if_free("b") is None
+    assert here.n_reused == 1
+    assert here.take_if_free("unknown") is None
+    first = here.take_if_free("c")
+    assert first is not None
+    assert first.item.key == "c"
+    here.give_back(first)

@@ -16,9 +16,11 @@ import numpy as np
 from wsi_dino.errors import ConfigError
 from wsi_dino.pathology.embed_spec import EmbedSpec, EncoderTask, TileEncoder
 from wsi_dino.pathology.embed_table import write_embed_table
+from wsi_dino.pathology.embedded_slides import check_features_folder
 from wsi_dino.pathology.feature_writer import EncodedBatch, FeatureWriter
 from wsi_dino.pathology.slide_job import SlideJob
-from wsi_dino.pathology.slide_planner import SlidePaths, SlidePlanner, check_features_folder
+from wsi_dino.pathology.slide_paths import SlidePaths
+from wsi_dino.pathology.slide_planner import SlidePlanner
 from wsi_dino.pathology.stain import StainReference
 from wsi_dino.pathology.tile_stream import SourceEnd, TileBlock, TileStream
 from wsi_dino.provenance import remove_stale_temporaries

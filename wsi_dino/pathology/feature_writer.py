@@ -17,9 +17,10 @@ from wsi_dino.errors import EncoderError, SlideError
 from wsi_dino.feature_file import FeatureFile, write_feature_file
 from wsi_dino.item_queue import ClaimedItem
 from wsi_dino.pathology.embed_spec import EncoderTask, feature_path
+from wsi_dino.pathology.embedded_slides import done_row
 from wsi_dino.pathology.journal import JournalRows
 from wsi_dino.pathology.slide_job import FailedSlide, SlideJob, Track
-from wsi_dino.pathology.slide_planner import Job, SlidePlanner, done_row
+from wsi_dino.pathology.slide_planner import Job, SlidePlanner
 from wsi_dino.pathology.tile_stream import TileBlock, TileStream
 from wsi_dino.provenance import environment
 from wsi_dino.run_folder import RunFolder

@@ -9,55 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from wsi_dino.errors import ConfigError, FeatureFileError, SlideError, StorageError, TileGridError
-from wsi_dino.feature_file import IDENTITY_KEYS, read_feature_file, read_provenance
+from wsi_dino.errors import FeatureFileError, SlideError, StorageError, TileGridError
+from wsi_dino.feature_file import read_feature_file, read_provenance
 from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
-from wsi_dino.pathology.discovery import discover_slides
 from wsi_dino.pathology.embed_spec import EncoderTask, feature_path, tile_path
+from wsi_dino.pathology.embedded_slides import IsIntact, done_row
 from wsi_dino.pathology.journal import EncodingJournal
 from wsi_dino.pathology.slide import Slide, open_slide
 from wsi_dino.pathology.slide_job import FailedSlide, SlideJob, Track
+from wsi_dino.pathology.slide_paths import SlidePaths, check_unchanged
 from wsi_dino.pathology.stain import StainReference
 from wsi_dino.pathology.tile_grid import TileGrid, read_tile_grid
-from wsi_dino.provenance import environment, file_sha256, fingerprint, slide_fingerprint
+from wsi_dino.provenance import environment, file_sha256, fingerprint
 from wsi_dino.run_folder import RunFolder, safe_name
 
 Job = SlideJob | FailedSlide
-
-
-class SlidePaths:
-    """Where the slide files are: where `tile` found them, else below another folder (looked into when needed)."""
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._folder = folder
-        self._elsewhere: dict[str, Path] | None = None
-        self._lock = threading.Lock()
-
-    def find(self, row: Mapping[str, Any]) -> Path:
-        """Return the slide file of a row of the stage ``tile``.
-
-        Raises:
-            SlideError: it is nowhere, or the other folder holds no slides, or two with one slide_id.
-        """
-        slide_id, path = str(row["slide_id"]), Path(str(row.get("path", "")))
-        if path.exists():
-            return path
-        moved = self._below_folder().get(slide_id)
-        if moved is None:
-            below = "" if self._folder is None else f" nor below {self._folder}"
-            advice = "Name the folder that holds it now with --slides, or run `wsi-dino tile` again."
-            raise SlideError(f"Opening slide {slide_id}: it is no longer at {path}{below}. {advice}")
-        return moved
-
-    def _below_folder(self) -> dict[str, Path]:
-        with self._lock:
-            if self._elsewhere is None:
-                try:
-                    found = [] if self._folder is None else discover_slides(self._folder)
-                except ConfigError as error:
-                    raise SlideError(str(error)) from error
-                self._elsewhere = {source.slide_id: source.path for source in found}
-            return self._elsewhere
 
 
 class SlidePlanner:
@@ -88,7 +54,7 @@ class SlidePlanner:
         self._rows = dict(sorted(rows.items()))
         items = self._items()
         self.queues = {
-            task.name: ItemQueue(run, task.stage, items[task.name], _IsIntact(run, task, self._rows, paths, report))
+            task.name: ItemQueue(run, task.stage, items[task.name], IsIntact(run, task, self._rows, paths, report))
             for task in tasks
         }
         self.finished: dict[str, set[str]] = {task.name: set() for task in tasks}
@@ -250,114 +216,3 @@ class SlidePlanner:
         for task, claimed in pairs:
             if claimed.item.key not in self.finished[task.name]:
                 self.queues[task.name].give_back(claimed)
-
-
-def check_unchanged(path: Path, grid: TileGrid) -> None:
-    """Compare the slide file with the one that was tiled.
-
-    Raises:
-        SlideError: its content is another one.
-    """
-    if slide_fingerprint(path) != grid.slide_fingerprint:
-        raise SlideError(
-            f"Opening slide {grid.slide_id}: {path} has changed since it was tiled. Run `wsi-dino tile` again."
-        )
-
-
-def slide_stat(path: Path | None) -> list[int] | None:
-    """Return size and modification time, by which an unchanged file is known without reading it."""
-    if path is None or not path.is_file():
-        return None
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def done_row(
-    task: EncoderTask,
-    grid: TileGrid,
-    backend: str | None,
-    *,
-    slide_path: Path | None,
-    seconds: float,
-    n_encoded: int,
-    n_resumed: int,
-    reason: str = "",
-) -> dict[str, Any]:
-    """Return the row of a finished slide."""
-    return {
-        "encoder": task.name,
-        "slide_id": grid.slide_id,
-        "status": "done",
-        "reason": reason,
-        "tiles": len(grid),
-        "seconds": round(seconds, 3),
-        "tiles_per_s": round(n_encoded / seconds, 2) if seconds and n_encoded else None,
-        "backend": backend,
-        "tiles_encoded": n_encoded,
-        "tiles_resumed": n_resumed,
-        "slide_stat": slide_stat(slide_path),
-        "slide_fingerprint": grid.slide_fingerprint,
-    }
-
-
-class _IsIntact:
-    """Whether the feature file that a finished row promises is there, whole, and still of this slide."""
-
-    def __init__(
-        self,
-        run: RunFolder,
-        task: EncoderTask,
-        tile_rows: Mapping[str, Mapping[str, Any]],
-        paths: SlidePaths,
-        report: Callable[..., None],
-    ) -> None:
-        self._run, self._task, self._tile_rows, self._paths, self._report = run, task, tile_rows, paths, report
-
-    def __call__(self, item: Item, row: dict[str, Any]) -> bool:
-        if row.get("status") == "empty":
-            return True
-        try:
-            provenance = read_provenance(feature_path(self._run, self._task.name, item.key))
-        except FeatureFileError:
-            return False
-        whole = provenance.get("fingerprint") == item.fingerprint and provenance["n"] == row.get("tiles")
-        intact = whole and self._is_same_slide(item, row)
-        if intact:
-            self._report(provenance["n"])
-        return intact
-
-    def _is_same_slide(self, item: Item, row: dict[str, Any]) -> bool:
-        try:
-            path = self._paths.find(self._tile_rows[item.key])
-            # a slide that was archived leaves its features valid; one that was replaced does not
-            return slide_stat(path) == row.get("slide_stat") or slide_fingerprint(path) == row.get("slide_fingerprint")
-        except (SlideError, OSError):
-            return True
-
-
-def check_features_folder(run: RunFolder, task: EncoderTask, slide_ids: Sequence[str]) -> int:
-    """Look for feature files that the task would not redo and that could not be mixed with its own.
-
-    Returns:
-        How many files of the run's slides are of another pooling, weights or stain normalisation, and
-        are therefore made anew.
-
-    Raises:
-        ConfigError: the folder holds imported features, or others of a slide that the run does not know.
-    """
-    identity = task.identity | {"embed_dim": task.encoder.embed_dim}
-    n_other = 0
-    for path in sorted(run.features(task.name).glob("*.h5")):
-        try:
-            provenance = read_provenance(path)
-        except FeatureFileError:
-            continue
-        differing = [key for key in IDENTITY_KEYS if provenance.get(key) != identity.get(key)]
-        n_other += bool(differing) and not provenance.get("imported")
-        if provenance.get("imported") or (differing and path.stem not in slide_ids):
-            what = "imported features" if provenance.get("imported") else f"features of another {differing[0]}"
-            raise ConfigError(
-                f"Embedding with {task.name}: {path} holds {what}, which `embed` would not redo and which cannot "
-                "be mixed with its own. Move it away, or use another --run."
-            )
-    return n_other
