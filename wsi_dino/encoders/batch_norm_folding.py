@@ -25,7 +25,9 @@ def fold_batch_norms(backbone: Backbone, input_px: int) -> int:
         _fold(convolution, norm)
         parent, name = places[id(norm)]
         # timm's norms may carry the activation that follows them.
-        setattr(parent, name, getattr(norm, "act", None) or nn.Identity())
+        activation = getattr(norm, "act", None) or nn.Identity()
+        activation.follows_convolution = True
+        setattr(parent, name, activation)
     return len(pairs)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from wsi_dino.encoders.backbone import Backbone
 from wsi_dino.encoders.batch_norm_folding import fold_batch_norms
+from wsi_dino.encoders.convolution_preparation import has_fused_convolution, make_bf16_convolutions
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.vit_preparation import choose_cpu_attention, fold_layer_scales
 
@@ -20,6 +21,8 @@ def prepare_for_inference(
     backbone = backbone.eval().requires_grad_(False)
     if backbone.is_convolutional:
         fold_batch_norms(backbone, input_px)
+        if device == "cpu" and dtype == torch.bfloat16 and has_fused_convolution():
+            make_bf16_convolutions(backbone, input_px)
     if spec.patch_size is not None:
         fold_layer_scales(backbone)
         if device == "cpu":
