@@ -10,7 +10,7 @@ from torch import Tensor
 from wsi_dino.mil.abmil import ABMIL, attention_weights
 from wsi_dino.mil.adamw import AdamW
 from wsi_dino.mil.lanes import open_lanes
-from wsi_dino.mil.packed import PackedWeights, Unit, Workspace, _dropout_masks, forward, gradient
+from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Unit, Workspace, _dropout_masks, forward, gradient
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 1, 9)
@@ -87,8 +87,13 @@ def _loss(logits: Tensor, unit: Unit) -> Tensor:
     return (torch.nn.functional.cross_entropy(logits, unit.labels, reduction="none") * unit.loss_weights).sum()
 
 
-def _relative_errors(model: ABMIL, gradients: dict[str, Tensor]) -> dict[str, float]:
-    assert set(gradients) == {name for name, _ in model.named_parameters()}
+def _packed_loss(weights: PackedWeights, unit: Unit, buffer: GradientBuffer) -> float:
+    loss = float(gradient(weights, unit, Workspace(CPU), buffer))
+    buffer.flat.mul_(buffer.scales(weights))
+    return loss
+
+
+def _relative_errors(model: ABMIL, gradients: GradientBuffer) -> dict[str, float]:
     errors = {}
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
@@ -101,16 +106,18 @@ def _relative_errors(model: ABMIL, gradients: dict[str, Tensor]) -> dict[str, fl
 @pytest.mark.parametrize("relu", [True, False])
 def test_packed_gradient_equals_autograd_over_padded_bags(gated: bool, relu: bool) -> None:
     model, unit = _model(gated=gated, relu=relu).train(), _unit()
+    model.feature_scale.fill_(1.7)
     loss = _loss(model(*_padded(unit.features))[0], unit)
     loss.backward()
-    gradients, packed_loss = gradient(PackedWeights.of(model, torch.float32, training=True), unit, Workspace(CPU))
+    gradients = GradientBuffer(model, torch.float32)
+    packed_loss = _packed_loss(PackedWeights.of(model, torch.float32, training=True), unit, gradients)
     assert packed_loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert max(_relative_errors(model, gradients).values()) < 1e-5
 
 
 def _forward_with_masks(model: ABMIL, unit: Unit, keep_hidden: Tensor, keep_gate: Tensor, scale: float) -> Tensor:
     """The model's forward with given dropout masks, for autograd."""
-    hidden = model.projection(unit.features)
+    hidden = model.projection(unit.features / model.feature_scale)
     hidden = (torch.relu(hidden) if model.relu else hidden) * keep_hidden * scale
     gate = torch.tanh(model.attention_v(hidden))
     gate = gate * torch.sigmoid(model.attention_u(hidden)) if model.attention_u is not None else gate
@@ -128,7 +135,8 @@ def test_packed_gradient_with_dropout_equals_autograd_with_the_same_masks(gated:
     assert [float(mask.mean()) for mask in masks] == pytest.approx([0.75, 0.75], abs=0.08)
     loss = _loss(_forward_with_masks(model, unit, masks[0], masks[1], 4 / 3), unit)
     loss.backward()
-    gradients, packed_loss = gradient(weights, unit, Workspace(CPU))
+    gradients = GradientBuffer(model, torch.float32)
+    packed_loss = _packed_loss(weights, unit, gradients)
     assert packed_loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert max(_relative_errors(model, gradients).values()) < 1e-5
 
@@ -136,7 +144,8 @@ def test_packed_gradient_with_dropout_equals_autograd_with_the_same_masks(gated:
 def test_bfloat16_gradient_is_near_the_exact_one() -> None:
     model, unit = _model().train(), _unit(torch.bfloat16)
     _loss(model(*_padded(unit.features.float()))[0], unit).backward()
-    gradients, _ = gradient(PackedWeights.of(model, torch.bfloat16, training=True), unit, Workspace(CPU))
+    gradients = GradientBuffer(model, torch.bfloat16)
+    _packed_loss(PackedWeights.of(model, torch.bfloat16, training=True), unit, gradients)
     assert max(_relative_errors(model, gradients).values()) < 0.03
 
 
@@ -168,10 +177,12 @@ def test_adamw_equals_that_of_torch() -> None:
     with open_lanes(CPU, 2) as lanes:
         for step in range(5):
             torch.manual_seed(step)
-            parts = [{name: torch.randn_like(p) for name, p in ours.named_parameters()} for _ in range(3)]
-            for name, parameter in theirs.named_parameters():
-                parameter.grad = parts[0][name] + parts[1][name] + parts[2][name]
+            flats = [torch.randn(sum(p.numel() for p in ours.parameters())) for _ in range(3)]
+            scales = torch.rand_like(flats[0])
+            parts = ((flats[0] + flats[1] + flats[2]) * scales).split([p.numel() for p in theirs.parameters()])
+            for parameter, part in zip(theirs.parameters(), parts, strict=True):
+                parameter.grad = part.view_as(parameter)
             reference.step()
-            mine.step([mine.flatten(part) for part in parts], 0.01, lanes)
+            mine.step(flats, scales, 0.01, lanes)
     for (name, got), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(got, wanted, msg=name)

@@ -7,7 +7,7 @@ importing ``torch.optim`` adds to the start of a command, and in slices that lan
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,6 @@ class AdamW:
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
-        self._names = [name for name, _ in model.named_parameters()]
         self._weights = torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
         start = 0
         for parameter in model.parameters():
@@ -39,29 +38,26 @@ class AdamW:
         self._weight_decay = weight_decay
         self._n_steps = 0
 
-    def flatten(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """Return gradients by parameter name as one float32 vector."""
-        flat = torch.empty_like(self._weights)
-        start = 0
-        for name in self._names:
-            part = gradients[name].reshape(-1)
-            flat[start : start + len(part)].copy_(part)
-            start += len(part)
-        return flat
-
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], learning_rate: float, lanes: Lanes) -> None:
-        """Take one step along the sum of `gradients` (from `flatten`), added in order; the first is spent."""
+    def step(self, gradients: Sequence[Tensor], scales: Tensor, learning_rate: float, lanes: Lanes) -> None:
+        """Take one step along `scales` times the sum of `gradients`, added in order in float32.
+
+        Args:
+            gradients: flat vectors in the order of the model's parameters, float32 or bfloat16.
+            scales: float32, as long.
+            learning_rate: of this step.
+            lanes: share the slices.
+        """
         self._n_steps += 1
         size = _SLICE if self._weights.device.type == "cpu" else len(self._weights)
         starts = range(0, len(self._weights), size)
 
         def update(start: int, space: Workspace) -> None:
             part = slice(start, start + size)
-            total = gradients[0][part]
+            total = gradients[0][part].to(torch.float32, copy=True)
             for gradient in gradients[1:]:
                 total.add_(gradient[part])
-            self._update(part, total, learning_rate)
+            self._update(part, total.mul_(scales[part]), learning_rate)
 
         lanes.map(update, starts)
 

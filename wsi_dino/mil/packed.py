@@ -30,11 +30,13 @@ class PackedWeights:
     """The weights of one step as the products want them: cast, scaled for dropout, joined.
 
     Attributes:
-        projection: ``(hidden_dim, embed_dim)``, times the dropout scale of ``h``; `bias` likewise.
+        projection: ``(hidden_dim, embed_dim)``, times the dropout scale of ``h``, over the feature scale.
+        bias: ``(hidden_dim,)``, times the dropout scale.
         gate: ``(branches * attention_dim, hidden_dim)``: twice V, then U.
         attention: float32 ``(attention_dim,)``, times the dropout scale of the gate.
         head, head_bias: float32.
         dropout: as rounded; `scale` its ``1 / (1 - dropout)``.
+        feature_scale: of the model.
     """
 
     projection: Tensor
@@ -45,6 +47,7 @@ class PackedWeights:
     head_bias: Tensor
     dropout: float
     scale: float
+    feature_scale: Tensor
     gated: bool
     relu: bool
 
@@ -58,7 +61,7 @@ class PackedWeights:
         gate = torch.cat([branch.to(dtype) for branch in branches])
         gate[: len(branches[0])].mul_(2)
         return cls(
-            projection=(model.projection.weight * scale).to(dtype),
+            projection=(model.projection.weight * (scale / model.feature_scale)).to(dtype),
             bias=(model.projection.bias * scale).to(dtype),
             gate=gate,
             attention=model.attention_w.weight[0] * scale,
@@ -66,6 +69,7 @@ class PackedWeights:
             head_bias=model.head.bias.detach(),
             dropout=dropout,
             scale=scale,
+            feature_scale=model.feature_scale,
             gated=model.gated,
             relu=model.relu,
         )
@@ -102,7 +106,7 @@ class Unit:
     """One bag, or several small ones end to end.
 
     Attributes:
-        features: ``(n, embed_dim)``, rescaled, in the dtype of the products.
+        features: ``(n, embed_dim)`` in the dtype of the products.
         lengths: instances of each bag.
         labels: int64 ``(n_bags,)``.
         loss_weights: float32 ``(n_bags,)``; the step's loss is the sum of weight times cross-entropy.
@@ -200,46 +204,65 @@ def _keep(values: Tensor, keep: Tensor | None) -> None:
         values.view(keep.dtype).bitwise_and_(keep)
 
 
-@torch.no_grad()
-def gradient(weights: PackedWeights, unit: Unit, space: Workspace) -> tuple[dict[str, Tensor], float]:
-    """Return the gradient of one unit's weighted cross-entropy by parameter of ABMIL, and the loss.
+class GradientBuffer:
+    """Room for the gradient of one unit: a flat vector in the order of the model's parameters, and views of it.
 
-    Gradients of the large matrices come in the dtype of the products.
+    What is written still lacks `scales`, which are the same for every unit and applied to their sum.
     """
+
+    def __init__(self, model: ABMIL, dtype: torch.dtype) -> None:
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        device = model.head.weight.device
+        self.flat = torch.empty(sum(shape.numel() for shape in shapes.values()), dtype=dtype, device=device)
+        self._starts = dict(zip(shapes, np.cumsum([0, *(shape.numel() for shape in shapes.values())]), strict=False))
+        self._shapes = shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.part(name, *self._shapes[name])
+
+    def part(self, name: str, *shape: int) -> Tensor:
+        """Return a view that begins with parameter `name`; a larger shape reaches into those after it."""
+        start = int(self._starts[name])
+        return self.flat[start : start + int(np.prod(shape))].view(shape)
+
+    def scales(self, weights: PackedWeights) -> Tensor:
+        """Return the factor of each element: of dropout, of the features, of the doubled V."""
+        vector = GradientBuffer.__new__(GradientBuffer)
+        vector.flat = torch.ones_like(self.flat, dtype=torch.float32)
+        vector._starts, vector._shapes = self._starts, self._shapes
+        vector["projection.weight"].fill_(weights.scale / weights.feature_scale)
+        vector["projection.bias"].fill_(weights.scale)
+        vector["attention_w.weight"].fill_(weights.scale)
+        vector["attention_v.weight"].fill_(2)  # V stands doubled in the product
+        return vector.flat
+
+
+@torch.no_grad()
+def gradient(weights: PackedWeights, unit: Unit, space: Workspace, out: GradientBuffer) -> Tensor:
+    """Write the gradient of one unit's weighted cross-entropy to `out`; return the loss, a scalar tensor."""
     seen = forward(weights, unit, space)
     log_p = torch.log_softmax(seen.logits, 1)
     chosen = unit.labels[:, None]
     loss = -(log_p.gather(1, chosen)[:, 0] * unit.loss_weights).sum()
-    d_logits = (log_p.exp().scatter_add(1, chosen, -torch.ones_like(log_p[:, :1]))) * unit.loss_weights[:, None]
+    d_logits = log_p.exp().scatter_add(1, chosen, -torch.ones_like(log_p[:, :1])) * unit.loss_weights[:, None]
     d_slide = d_logits @ weights.head
     d_alpha = d_slide @ seen.hidden_f32.t()
     d_raw = (seen.alpha * (d_alpha - (seen.alpha * d_alpha).sum(1, keepdim=True))).sum(0)
-    grads = {
-        "head.weight": d_logits.t() @ seen.slide,
-        "head.bias": d_logits.sum(0),
-        "attention_w.weight": (torch.mv(seen.product.t(), d_raw) * weights.scale)[None],
-    }
-    grads |= _attention_gradient(weights, seen, d_raw, d_slide, unit, space)
-    return grads, float(loss) if loss.device.type == "cpu" else loss  # type: ignore[return-value]
-
-
-def _attention_gradient(
-    weights: PackedWeights, seen: Activations, d_raw: Tensor, d_slide: Tensor, unit: Unit, space: Workspace
-) -> dict[str, Tensor]:
-    n, a = len(seen.hidden), weights.attention_dim
+    out["head.weight"].copy_(d_logits.t() @ seen.slide)
+    out["head.bias"].copy_(d_logits.sum(0))
+    out["attention_w.weight"][0].copy_(torch.mv(seen.product.t(), d_raw))
     d_gate = _gate_gradient(weights, seen, d_raw, space)
-    d_hidden = torch.mm(d_gate, weights.gate, out=space("d_hidden", n, seen.hidden.shape[1], weights.dtype))
+    d_hidden = torch.mm(
+        d_gate, weights.gate, out=space("d_hidden", len(seen.hidden), seen.hidden.shape[1], weights.dtype)
+    )
     d_hidden.addmm_(seen.alpha.t().to(weights.dtype), d_slide.to(weights.dtype))
     _keep(d_hidden, seen.keep_hidden)
     if weights.relu:
         d_hidden.mul_(seen.hidden > 0)
-    matrix = d_gate.t() @ seen.hidden
-    grads = {
-        "attention_v.weight": matrix[:a] * 2,  # V stands doubled in the product, its gradient halved
-        "projection.weight": (d_hidden.t() @ unit.features) * weights.scale,
-        "projection.bias": d_hidden.sum(0, dtype=torch.float32) * weights.scale,
-    }
-    return grads | ({"attention_u.weight": matrix[a:]} if weights.gated else {})
+    torch.mm(d_gate.t(), seen.hidden, out=out.part("attention_v.weight", *weights.gate.shape))
+    torch.mm(d_hidden.t(), unit.features, out=out["projection.weight"])
+    torch.sum(d_hidden, 0, out=out["projection.bias"])
+    return loss
 
 
 def _gate_gradient(weights: PackedWeights, seen: Activations, d_raw: Tensor, space: Workspace) -> Tensor:

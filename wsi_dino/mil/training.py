@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.adamw import AdamW
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.lanes import Lanes, open_lanes
-from wsi_dino.mil.packed import PackedWeights, Unit, Workspace, forward, gradient
+from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Unit, Workspace, forward, gradient
 
-_UNIT_ROWS_CPU = (256, 1024)  # smaller bags are joined until there are so many rows: tiny products are slow
+_UNIT_ROWS_CPU = (256, 512)  # smaller bags are joined until there are so many rows: tiny products are slow
 _UNIT_ROWS_GPU = (131_072, 131_072)
-_UNITS_WANTED = 4  # in a step, if its bags have rows enough, so that each lane gets work
+_UNITS_WANTED = 8  # in a step, if its bags have rows enough, so that each lane gets work
 
 
 class TrainingSpec(BaseModel):
@@ -161,6 +161,10 @@ class _Trainer:
             self._model.feature_scale.fill_(measure_scale(bags, train_ids))
         self._model.to(device)
         self._on_device: dict[str, Tensor] = {}
+        self._buffers: list[GradientBuffer] = []
+        self._scales = GradientBuffer(self._model, self._dtype).scales(
+            PackedWeights.of(self._model, self._dtype, training=True)
+        )
         steps = max(1, min(spec.min_steps, len(train_ids)))
         self._batch = min(spec.batch_bags, max(1, len(train_ids) // steps))
         self._optimizer = AdamW(self._model, spec.weight_decay)
@@ -196,19 +200,27 @@ class _Trainer:
             losses.append(self._step(batch, [int(seed) for seed in random.integers(0, 2**63, len(batch))], rate))
         return float(sum(float(loss) for loss in losses) / len(losses))
 
-    def _step(self, batch: list[str], seeds: list[int], rate: float) -> Any:
+    def _step(self, batch: list[str], seeds: list[int], rate: float) -> Tensor:
         weights = PackedWeights.of(self._model, self._dtype, training=True)
         bag_weights = self._bag_weights(batch)
         groups = self._units(batch)
 
-        def work(group: range, space: Workspace) -> tuple[Tensor, Any]:
-            unit = self._unit([batch[i] for i in group], bag_weights[list(group)], space, seeds[group[0]])
-            gradients, loss = gradient(weights, unit, space)
-            return self._optimizer.flatten(gradients), loss
+        buffers = self._gradient_buffers(len(groups))
 
-        parts = self._lanes.map(work, groups)
-        self._optimizer.step([flat for flat, _ in parts], rate, self._lanes)
-        return sum(loss for _, loss in parts)
+        def work(number: int, space: Workspace) -> Tensor:
+            group = groups[number]
+            unit = self._unit([batch[i] for i in group], bag_weights[list(group)], space, seeds[group[0]])
+            return gradient(weights, unit, space, buffers[number])
+
+        losses = self._lanes.map(work, range(len(groups)), [self._rows(batch[i] for i in group) for group in groups])
+        self._optimizer.step([buffer.flat for buffer in buffers], self._scales, rate, self._lanes)
+        return torch.stack(losses).sum()
+
+    def _gradient_buffers(self, n: int) -> list[GradientBuffer]:
+        """Return as many as a step has units; they are kept from step to step."""
+        while len(self._buffers) < n:
+            self._buffers.append(GradientBuffer(self._model, self._dtype))
+        return self._buffers[:n]
 
     def _validate(self) -> float:
         """Mean class-weighted cross-entropy on the validation slides."""
@@ -229,8 +241,7 @@ class _Trainer:
 
     def _units(self, slides: Sequence[str]) -> list[range]:
         """Join neighbours until a unit is large enough, by sizes alone."""
-        sizes = [self._bags.n_tiles[slide_id] for slide_id in slides]
-        sizes = [min(size, self._spec.max_tiles or size) for size in sizes]
+        sizes = [self._rows([slide_id]) for slide_id in slides]
         enough = int(np.clip(sum(sizes) // _UNITS_WANTED, *self._unit_rows))
         groups, start, rows = [], 0, 0
         for index, size in enumerate(sizes):
@@ -240,6 +251,11 @@ class _Trainer:
                 start, rows = index + 1, 0
         return groups
 
+    def _rows(self, slides: Iterable[str]) -> int:
+        """Instances of these slides together, as far as they may be drawn."""
+        sizes = (self._bags.n_tiles[slide_id] for slide_id in slides)
+        return sum(min(size, self._spec.max_tiles or size) for size in sizes)
+
     def _unit(self, slides: list[str], bag_weights: Tensor, space: Workspace, seed: int | None = None) -> Unit:
         """Pack slides; `seed` = training (dropout and drawn tiles), None = all tiles."""
         parts = [self._features(slide_id) for slide_id in slides]
@@ -247,12 +263,10 @@ class _Trainer:
             random = np.random.default_rng([seed, 1])
             parts = [_draw(part, self._spec.max_tiles, random) for part in parts]
         lengths = [len(part) for part in parts]
-        rows = space("scaled", sum(lengths), self._bags.embed_dim)
-        torch.cat(parts, out=rows) if parts[0].dtype == torch.float32 else rows.copy_(torch.cat(parts))
-        rows.div_(self._model.feature_scale)
-        features = rows
-        if self._dtype != torch.float32:
-            features = space("features", len(rows), rows.shape[1], self._dtype).copy_(rows)
+        features = space("features", sum(lengths), self._bags.embed_dim, self._dtype)
+        for part, rows in zip(parts, torch.split(features, lengths), strict=True):
+            # float16 to bfloat16 directly takes six times as long as by way of float32
+            rows.copy_(space("float32", *part.shape).copy_(part) if part.dtype == torch.float16 else part)
         labels = torch.tensor([self._labels[slide_id] for slide_id in slides], device=self._device)
         return Unit(features, lengths, labels, bag_weights.to(self._device), seed or 0)
 
