@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from toy_bags import N_WITNESSES, SMALL, make_bags
 
+from wsi_dino.errors import ConfigError
 from wsi_dino.evaluation.metrics import auc
 from wsi_dino.feature_file import FeatureFile, write_feature_file
 from wsi_dino.mil.bags import BagStore
@@ -125,6 +126,11 @@ def test_weights_come_from_the_seed_and_leave_the_global_state_alone() -> None:
     first, second = build_model(SMALL, 4, 2), build_model(SMALL, 4, 2)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.head.weight, second.head.weight)
+
+
+def test_learning_rate_out_of_all_bounds_is_said() -> None:
+    with pytest.raises(ConfigError, match=r"lower --lr"):
+        _train(SMALL.model_copy(update={"learning_rate": 1e30, "epochs": 3}))
 
 
 def test_spec_refuses_what_it_does_not_know() -> None:

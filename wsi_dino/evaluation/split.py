@@ -218,8 +218,9 @@ def read_split(csv_path: Path, cohort: Cohort, *, ignore_unknown: bool = False) 
             missing or on two sides, or a class is absent from a subset.
     """
     folds: dict[str, dict[str, list[str]]] = {}
+    patient_of = {row.slide_id: row.patient_id for row in cohort.rows}
     for line, fold, name, subset, is_slide in _split_rows(csv_path):
-        patient = _patient_of(cohort, name) if is_slide else name
+        patient = patient_of.get(name) if is_slide else name
         if patient not in cohort.patients:
             if ignore_unknown:
                 continue
@@ -246,10 +247,6 @@ def _fold(path: Path, name: str, members: Mapping[str, Sequence[str]]) -> Fold:
 
 def _fold_order(folds: Mapping[str, object]) -> list[str]:
     return sorted(folds, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
-
-
-def _patient_of(cohort: Cohort, slide_id: str) -> str | None:
-    return next((row.patient_id for row in cohort.rows if row.slide_id == slide_id), None)
 
 
 def _split_rows(path: Path) -> list[tuple[int, str, str, str, bool]]:

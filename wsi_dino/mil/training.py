@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from wsi_dino.errors import ConfigError
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.adamw import AdamW
 from wsi_dino.mil.bags import BagStore
@@ -109,6 +110,7 @@ def train_fold(
 
     Raises:
         FeatureFileError: a feature file is broken.
+        ConfigError: the loss is not finite, as with a learning rate far too high.
     """
     device = torch.device(device)
     with open_lanes(device, threads) as lanes:
@@ -187,6 +189,11 @@ class _Trainer:
                 best_loss, best_epoch, best = val_loss, epoch, _copy_state(self._model)
             if epoch - best_epoch >= self._spec.patience:
                 break
+        if not math.isfinite(best_loss):
+            raise ConfigError(
+                f"Training ABMIL on {len(self._train_ids)} slides: the validation loss was never a finite number. "
+                f"The learning rate of {self._spec.learning_rate:g} is too high: lower --lr."
+            )
         model = self._model.cpu().eval()
         model.load_state_dict(best)
         return TrainedFold(model, tuple(history), best_epoch, self._precision)
