@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,18 @@ from torch import Tensor
 
 from wsi_dino.mil.abmil import ABMIL, attention_weights
 from wsi_dino.mil.adamw import AdamW
+from wsi_dino.mil.gradient_sum import GradientSum
 from wsi_dino.mil.lanes import open_lanes
-from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Unit, Workspace, _dropout_masks, forward, gradient
+from wsi_dino.mil.packed import (
+    GradientBuffer,
+    PackedWeights,
+    Unit,
+    Workspace,
+    _dropout_mask,
+    forward,
+    gradient,
+    rounded_rows,
+)
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 1, 9)
@@ -115,30 +127,47 @@ def test_packed_gradient_equals_autograd_over_padded_bags(gated: bool, relu: boo
     assert max(_relative_errors(model, gradients).values()) < 1e-5
 
 
-def _forward_with_masks(model: ABMIL, unit: Unit, keep_hidden: Tensor, keep_gate: Tensor, scale: float) -> Tensor:
-    """The model's forward with given dropout masks, for autograd."""
+def _forward_with_mask(model: ABMIL, unit: Unit, keep: Tensor, scale: float) -> Tensor:
+    """The model's forward with a given dropout mask, for autograd."""
     hidden = model.projection(unit.features / model.feature_scale)
-    hidden = (torch.relu(hidden) if model.relu else hidden) * keep_hidden * scale
+    hidden = (torch.relu(hidden) if model.relu else hidden) * keep * scale
     gate = torch.tanh(model.attention_v(hidden))
     gate = gate * torch.sigmoid(model.attention_u(hidden)) if model.attention_u is not None else gate
-    raw = model.attention_w(gate * keep_gate * scale)[:, 0]
+    raw = model.attention_w(gate)[:, 0]
     parts = zip(raw.split(LENGTHS), hidden.split(LENGTHS), strict=True)
     return model.head(torch.stack([attention_weights(r) @ h for r, h in parts]))
 
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
-def test_packed_gradient_with_dropout_equals_autograd_with_the_same_masks(gated: bool, relu: bool) -> None:
+def test_packed_gradient_with_dropout_equals_autograd_with_the_same_mask(gated: bool, relu: bool) -> None:
     model, unit = _model(0.25, gated, relu).train(), _unit()
     weights = PackedWeights.of(model, torch.float32, training=True)
-    masks = [mask.bool().float() for mask in _dropout_masks(weights, unit, 32) if mask is not None]
-    assert [float(mask.mean()) for mask in masks] == pytest.approx([0.75, 0.75], abs=0.08)
-    loss = _loss(_forward_with_masks(model, unit, masks[0], masks[1], 4 / 3), unit)
+    mask = _dropout_mask(weights, unit, 32)
+    assert mask is not None
+    keep = mask.bool().float()
+    assert float(keep.mean()) == pytest.approx(0.75, abs=0.08)
+    loss = _loss(_forward_with_mask(model, unit, keep, 4 / 3), unit)
     loss.backward()
     gradients = GradientBuffer(model, torch.float32)
     packed_loss = _packed_loss(weights, unit, gradients)
     assert packed_loss == pytest.approx(float(loss.detach()), rel=1e-5)
     assert max(_relative_errors(model, gradients).values()) < 1e-5
+
+
+def test_rows_of_no_bag_change_nothing() -> None:
+    model, unit = _model().train(), _unit()
+    weights = PackedWeights.of(model, torch.float32, training=True)
+    longer = replace(unit, features=torch.cat([unit.features, torch.zeros(17, 20)]))
+    plain, padded = GradientBuffer(model, torch.float32), GradientBuffer(model, torch.float32)
+    assert _packed_loss(weights, unit, plain) == pytest.approx(_packed_loss(weights, longer, padded))
+    torch.testing.assert_close(padded.flat, plain.flat)
+
+
+def test_rounding_up_costs_little_and_gives_few_sizes() -> None:
+    sizes = [rounded_rows(n) for n in range(1, 40_000)]
+    assert all(n <= size < n + max(32, n / 16) for n, size in enumerate(sizes, 1))
+    assert len(set(sizes)) < 250
 
 
 def test_bfloat16_gradient_is_near_the_exact_one() -> None:
@@ -165,10 +194,10 @@ def test_dropout_keeps_the_expected_share_and_scale() -> None:
     assert weights.dropout == pytest.approx(0.3, abs=1 / 512)
     assert weights.scale == 1 / (1 - weights.dropout)
     unit = Unit(torch.zeros(4000, 20, dtype=torch.bfloat16), (4000,), torch.tensor([0]), torch.ones(1), 1)
-    for mask in _dropout_masks(weights, unit, 32):
-        assert mask is not None
-        assert set(mask.unique().tolist()) == {-1, 0}
-        assert float((mask == 0).float().mean()) == pytest.approx(weights.dropout, abs=0.005)
+    mask = _dropout_mask(weights, unit, 32)
+    assert mask is not None
+    assert set(mask.unique().tolist()) == {-1, 0}
+    assert float((mask == 0).float().mean()) == pytest.approx(weights.dropout, abs=0.005)
 
 
 def test_adamw_equals_that_of_torch() -> None:
@@ -177,12 +206,26 @@ def test_adamw_equals_that_of_torch() -> None:
     with open_lanes(CPU, 2) as lanes:
         for step in range(5):
             torch.manual_seed(step)
-            flats = [torch.randn(sum(p.numel() for p in ours.parameters())) for _ in range(3)]
-            scales = torch.rand_like(flats[0])
-            parts = ((flats[0] + flats[1] + flats[2]) * scales).split([p.numel() for p in theirs.parameters()])
+            flat = torch.randn(sum(p.numel() for p in ours.parameters()))
+            scales = torch.rand_like(flat)
+            parts = (flat * scales).split([p.numel() for p in theirs.parameters()])
             for parameter, part in zip(theirs.parameters(), parts, strict=True):
                 parameter.grad = part.view_as(parameter)
             reference.step()
-            mine.step(flats, scales, 0.01, lanes)
+            mine.step(flat, scales, 0.01, lanes)
     for (name, got), wanted in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(got, wanted, msg=name)
+
+
+def test_gradients_are_added_in_the_order_of_the_units() -> None:
+    """Float addition is not associative: any other order would give another last bit somewhere."""
+    model = _model()
+    parts = [torch.randn(sum(p.numel() for p in model.parameters())) * 10.0**power for power in (3, 0, -3, 1)]
+    wanted = ((parts[0] + parts[1]) + parts[2]) + parts[3]
+    total = GradientSum(model, torch.float32)
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        for number in order:
+            buffer = total.borrow()
+            buffer.flat.copy_(parts[number])
+            total.add(number, buffer)
+        assert torch.equal(total.take(), wanted)

@@ -26,7 +26,7 @@ class ABMIL(nn.Module):
         n_classes: length of the logits.
         hidden_dim: length of ``h``.
         attention_dim: length of ``V h``.
-        dropout: share of ``h`` and of the gated product set to zero in training.
+        dropout: share of ``h`` set to zero in training.
         gated: with the sigmoid branch.
         relu: put a ReLU after the projection, as CLAM does.
 
@@ -80,7 +80,6 @@ class ABMIL(nn.Module):
         gate = torch.tanh(self.attention_v(hidden))
         if self.attention_u is not None:
             gate = gate * torch.sigmoid(self.attention_u(hidden))
-        gate = nn.functional.dropout(gate, self.dropout, self.training)
         return self.attention_w(gate)[..., 0]
 
 

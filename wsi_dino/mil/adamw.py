@@ -7,7 +7,6 @@ importing ``torch.optim`` adds to the start of a command, and in slices that lan
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +38,11 @@ class AdamW:
         self._n_steps = 0
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], scales: Tensor, learning_rate: float, lanes: Lanes) -> None:
-        """Take one step along `scales` times the sum of `gradients`, added in order in float32.
+    def step(self, gradient: Tensor, scales: Tensor, learning_rate: float, lanes: Lanes) -> None:
+        """Take one step along `gradient` times `scales`.
 
         Args:
-            gradients: flat vectors in the order of the model's parameters, float32 or bfloat16.
+            gradient: float32, flat, in the order of the model's parameters; spent.
             scales: float32, as long.
             learning_rate: of this step.
             lanes: share the slices.
@@ -54,10 +53,7 @@ class AdamW:
 
         def update(start: int, space: Workspace) -> None:
             part = slice(start, start + size)
-            total = gradients[0][part].to(torch.float32, copy=True)
-            for gradient in gradients[1:]:
-                total.add_(gradient[part])
-            self._update(part, total.mul_(scales[part]), learning_rate)
+            self._update(part, gradient[part].mul_(scales[part]), learning_rate)
 
         lanes.map(update, starts)
 

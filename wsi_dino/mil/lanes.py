@@ -28,18 +28,11 @@ class Lanes:
         self._device = device
         self._local = threading.local()
 
-    def map(
-        self,
-        function: Callable[[_Item, Workspace], _Result],
-        items: Sequence[_Item],
-        sizes: Sequence[int] | None = None,
-    ) -> list[_Result]:
-        """Return ``function(item, workspace)`` of each item, in order; the largest of `sizes` are begun first."""
+    def map(self, function: Callable[[_Item, Workspace], _Result], items: Sequence[_Item]) -> list[_Result]:
+        """Return ``function(item, workspace)`` of each item, in order; items are begun in order too."""
         if self._executor is None or len(items) == 1:
             return [function(item, self._workspace()) for item in items]
-        order = range(len(items)) if sizes is None else sorted(range(len(items)), key=lambda i: -sizes[i])
-        futures = {i: self._executor.submit(lambda item: function(item, self._workspace()), items[i]) for i in order}
-        return [futures[i].result() for i in range(len(items))]
+        return list(self._executor.map(lambda item: function(item, self._workspace()), items))
 
     def _workspace(self) -> Workspace:
         if not hasattr(self._local, "workspace"):

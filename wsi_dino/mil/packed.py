@@ -1,8 +1,8 @@
-"""The fast form of ABMIL's training step: bags packed without padding, the gradient written by hand.
+"""The fast form of ABMIL's training step: bags packed end to end, the gradient written by hand.
 
 `ABMIL.forward` is the definition; the tests hold this file to its autograd. What is gained:
 
-- a *unit* (one bag, or several small ones end to end) is one set of matrix products without padding;
+- a *unit* (one bag, or several small ones end to end) is one set of matrix products, hardly padded;
 - the products run in bfloat16 where the processor does that well, sums and weights stay float32;
 - every intermediate lives in a workspace that is reused, so it stays in cache and nothing is
   allocated; tanh is taken as ``2 sigmoid(2x) - 1``, dropout from one random byte an element, both
@@ -33,7 +33,7 @@ class PackedWeights:
         projection: ``(hidden_dim, embed_dim)``, times the dropout scale of ``h``, over the feature scale.
         bias: ``(hidden_dim,)``, times the dropout scale.
         gate: ``(branches * attention_dim, hidden_dim)``: twice V, then U.
-        attention: float32 ``(attention_dim,)``, times the dropout scale of the gate.
+        attention: float32 ``(attention_dim,)``, negated.
         head, head_bias: float32.
         dropout: as rounded; `scale` its ``1 / (1 - dropout)``.
         feature_scale: of the model.
@@ -64,7 +64,7 @@ class PackedWeights:
             projection=(model.projection.weight * (scale / model.feature_scale)).to(dtype),
             bias=(model.projection.bias * scale).to(dtype),
             gate=gate,
-            attention=model.attention_w.weight[0] * scale,
+            attention=-model.attention_w.weight[0],
             head=model.head.weight.detach(),
             head_bias=model.head.bias.detach(),
             dropout=dropout,
@@ -107,7 +107,7 @@ class Unit:
 
     Attributes:
         features: ``(n, embed_dim)`` in the dtype of the products.
-        lengths: instances of each bag.
+        lengths: instances of each bag; rows after their sum belong to no bag (see `rounded_rows`).
         labels: int64 ``(n_bags,)``.
         loss_weights: float32 ``(n_bags,)``; the step's loss is the sum of weight times cross-entropy.
         seed: of the dropout.
@@ -121,9 +121,23 @@ class Unit:
 
     def membership(self) -> Tensor:
         """Bool ``(n_bags, n)``: whose instance is it."""
-        device = self.features.device
-        owner = torch.repeat_interleave(torch.tensor(self.lengths, device=device), output_size=len(self.features))
-        return owner[None, :] == torch.arange(len(self.lengths), device=device)[:, None]
+        ends = np.cumsum(self.lengths)
+        owner = np.searchsorted(ends, np.arange(len(self.features)), side="right")
+        return torch.from_numpy(owner == np.arange(len(ends))[:, None]).to(self.features.device)
+
+
+def rounded_rows(n: int) -> int:
+    """Return `n` rounded up so that only 32 sizes occur between a power of two and the next.
+
+    oneDNN compiles code for each new shape and keeps a thousand pieces of it. Bags of a thousand
+    different sizes would be compiled anew at every step, which takes half as long as the step.
+
+    Examples:
+        >>> [rounded_rows(n) for n in (1, 1000, 1030, 20_001)]
+        [32, 1024, 1056, 20480]
+    """
+    step = max(32, 2 ** (n.bit_length() - 6))
+    return -(-n // step) * step
 
 
 @dataclass
@@ -131,11 +145,9 @@ class Activations:
     """What the backward pass needs of the forward pass; all but `logits` lie in the workspace."""
 
     hidden: Tensor
-    hidden_f32: Tensor
     sigmoids: Tensor
     product: Tensor
-    keep_hidden: Tensor | None
-    keep_gate: Tensor | None
+    keep: Tensor | None
     alpha: Tensor
     slide: Tensor
     logits: Tensor
@@ -145,58 +157,55 @@ class Activations:
 def forward(weights: PackedWeights, unit: Unit, space: Workspace) -> Activations:
     """Run the packed forward pass of one unit."""
     n, hidden_dim = len(unit.features), len(weights.bias)
-    keep_hidden, keep_gate = _dropout_masks(weights, unit, hidden_dim)
+    keep = _dropout_mask(weights, unit, hidden_dim)
     hidden = space("hidden", n, hidden_dim, weights.dtype)
     torch.addmm(weights.bias, unit.features, weights.projection.t(), out=hidden)
     if weights.relu:
         hidden.clamp_min_(0)
-    _keep(hidden, keep_hidden)
-    hidden_f32 = hidden if hidden.dtype == torch.float32 else space("hidden_f32", n, hidden_dim).copy_(hidden)
+    _keep(hidden, keep)
     sigmoids, product = _gate(weights, hidden, space)
-    _keep(product, keep_gate)
     raw = torch.mv(product, weights.attention)
     alpha = torch.where(unit.membership(), raw, float("-inf")).softmax(1)
-    slide = alpha @ hidden_f32
+    slide = (alpha.to(weights.dtype) @ hidden).float()
     logits = torch.addmm(weights.head_bias, slide, weights.head.t())
-    return Activations(hidden, hidden_f32, sigmoids, product, keep_hidden, keep_gate, alpha, slide, logits)
+    return Activations(hidden, sigmoids, product, keep, alpha, slide, logits)
 
 
 def _gate(weights: PackedWeights, hidden: Tensor, space: Workspace) -> tuple[Tensor, Tensor]:
-    """Return (tanh | sigmoid) ``(n, branches * attention_dim)`` and their product ``(n, attention_dim)``."""
+    """Return (sigmoid(2 V h) | sigmoid(U h)) and minus the gated product ``(n, attention_dim)``.
+
+    tanh(x) = 2 sigmoid(2 x) - 1, so the product is 2 s u - u, and its negative one fused operation.
+    """
     n, width, a = len(hidden), len(weights.gate), weights.attention_dim
     linear = torch.mm(hidden, weights.gate.t(), out=space("gate", n, width, weights.dtype))
     sigmoids = space("sigmoids", n, width)
     torch.sigmoid(sigmoids.copy_(linear), out=sigmoids)
-    tanh = sigmoids[:, :a].mul_(2).sub_(1)
     product = space("product", n, a)
     if weights.gated:
-        torch.mul(tanh, sigmoids[:, a:], out=product)
+        u = sigmoids[:, a:]
+        torch.addcmul(u, sigmoids[:, :a], u, value=-2, out=product)
     else:
-        product.copy_(tanh)
+        torch.mul(sigmoids[:, :a], -2, out=product).add_(1)
     return sigmoids, product
 
 
-def _dropout_masks(weights: PackedWeights, unit: Unit, hidden_dim: int) -> tuple[Tensor | None, Tensor | None]:
-    """Return all-ones or all-zeros integers for the hidden values and the gate; None without dropout."""
+def _dropout_mask(weights: PackedWeights, unit: Unit, hidden_dim: int) -> Tensor | None:
+    """Return integers of the width of the hidden values, all ones (kept) or all zeros; None without dropout."""
     if weights.dropout == 0:
-        return None, None
-    n, a = len(unit.features), weights.attention_dim
-    bits = torch.int16 if weights.dtype == torch.bfloat16 else torch.int32
+        return None
+    shape = (len(unit.features), hidden_dim)
     cut = round(weights.dropout * _RANDOM_LEVELS)
+    bits = torch.int16 if weights.dtype == torch.bfloat16 else torch.int32
     device = unit.features.device
     if device.type != "cpu":
         generator = torch.Generator(device).manual_seed(unit.seed)
-        drawn = torch.empty(n, hidden_dim + a, dtype=torch.uint8, device=device).random_(generator=generator)
-        dropped = drawn < cut
-        return dropped[:, :hidden_dim].to(bits) - 1, dropped[:, hidden_dim:].to(torch.int32) - 1
-    random = np.random.SFC64(unit.seed)
-    integer = np.int16 if bits == torch.int16 else np.int32
-    return _keep_bits(random, n, hidden_dim, cut, integer), _keep_bits(random, n, a, cut, np.int32)
-
-
-def _keep_bits(random: np.random.SFC64, n: int, width: int, cut: int, integer: type[np.signedinteger]) -> Tensor:
-    drawn = random.random_raw(-(-n * width // 8)).view(np.uint8)[: n * width].reshape(n, width)
-    return torch.from_numpy((drawn < cut).view(np.int8).astype(integer) - integer(1))
+        drawn = torch.empty(shape, dtype=torch.uint8, device=device).random_(generator=generator)
+        return (drawn < cut).to(bits) - 1
+    # numpy: torch compares bytes ten times more slowly
+    raw = np.random.SFC64(unit.seed).random_raw(-(-shape[0] * shape[1] // 8))
+    dropped = raw.view(np.uint8)[: shape[0] * shape[1]].reshape(shape) < cut
+    integers = dropped.view(np.int8).astype(np.int16 if bits == torch.int16 else np.int32)
+    return torch.from_numpy(np.subtract(integers, 1, out=integers))
 
 
 def _keep(values: Tensor, keep: Tensor | None) -> None:
@@ -232,7 +241,7 @@ class GradientBuffer:
         vector._starts, vector._shapes = self._starts, self._shapes
         vector["projection.weight"].fill_(weights.scale / weights.feature_scale)
         vector["projection.bias"].fill_(weights.scale)
-        vector["attention_w.weight"].fill_(weights.scale)
+        vector["attention_w.weight"].fill_(-1)  # of minus the product
         vector["attention_v.weight"].fill_(2)  # V stands doubled in the product
         return vector.flat
 
@@ -246,7 +255,9 @@ def gradient(weights: PackedWeights, unit: Unit, space: Workspace, out: Gradient
     loss = -(log_p.gather(1, chosen)[:, 0] * unit.loss_weights).sum()
     d_logits = log_p.exp().scatter_add(1, chosen, -torch.ones_like(log_p[:, :1])) * unit.loss_weights[:, None]
     d_slide = d_logits @ weights.head
-    d_alpha = d_slide @ seen.hidden_f32.t()
+    # the mean is taken off inside the product: after rounding to bfloat16 little would be left of the differences
+    mean = (seen.slide * d_slide).sum(1, keepdim=True).to(weights.dtype)
+    d_alpha = torch.addmm(-mean, d_slide.to(weights.dtype), seen.hidden.t()).float()
     d_raw = (seen.alpha * (d_alpha - (seen.alpha * d_alpha).sum(1, keepdim=True))).sum(0)
     out["head.weight"].copy_(d_logits.t() @ seen.slide)
     out["head.bias"].copy_(d_logits.sum(0))
@@ -256,7 +267,7 @@ def gradient(weights: PackedWeights, unit: Unit, space: Workspace, out: Gradient
         d_gate, weights.gate, out=space("d_hidden", len(seen.hidden), seen.hidden.shape[1], weights.dtype)
     )
     d_hidden.addmm_(seen.alpha.t().to(weights.dtype), d_slide.to(weights.dtype))
-    _keep(d_hidden, seen.keep_hidden)
+    _keep(d_hidden, seen.keep)
     if weights.relu:
         d_hidden.mul_(seen.hidden > 0)
     torch.mm(d_gate.t(), seen.hidden, out=out.part("attention_v.weight", *weights.gate.shape))
@@ -266,20 +277,21 @@ def gradient(weights: PackedWeights, unit: Unit, space: Workspace, out: Gradient
 
 
 def _gate_gradient(weights: PackedWeights, seen: Activations, d_raw: Tensor, space: Workspace) -> Tensor:
-    """Return the gradient at (2 V h | U h) in the dtype of the products; spends the sigmoids."""
+    """Return the gradient at (2 V h | U h) in the dtype of the products; spends the product.
+
+    With s = sigmoid(2 V h), u = sigmoid(U h) and d the gradient of the product it is
+    (2 d u s (1 - s) | d u (2 s - 1) (1 - u)).
+    """
     n, a = seen.product.shape
-    d_product = torch.mul(d_raw[:, None], weights.attention, out=space("d_product", n, a))
-    _keep(d_product, seen.keep_gate)
+    s = seen.sigmoids[:, :a]
+    du = torch.mul(d_raw[:, None], -2 * weights.attention, out=space("d_product", n, a))  # 2 d
     d_gate = space("gate", n, len(weights.gate), weights.dtype)  # the linear values are spent by now
-    tanh = seen.sigmoids[:, :a]
     if weights.gated:
-        sigmoid = seen.sigmoids[:, a:]
-        d_tanh = torch.mul(d_product, sigmoid, out=seen.product)
-        # d(tanh * s)/d(U h) = tanh s (1 - s)
-        d_u = torch.mul(d_tanh, tanh, out=d_product)
-        d_gate[:, a:].copy_(d_u.addcmul_(d_u, sigmoid, value=-1))
-    else:
-        d_tanh = d_product
-    squared = torch.mul(tanh, tanh, out=tanh)
-    d_gate[:, :a].copy_(d_tanh.addcmul_(d_tanh, squared, value=-1).mul_(0.5))
+        du.mul_(seen.sigmoids[:, a:])
+    dus = torch.mul(du, s, out=seen.product)
+    if weights.gated:
+        u = seen.sigmoids[:, a:]
+        inner = torch.sub(dus, du, alpha=0.5, out=du)
+        d_gate[:, a:].copy_(inner.addcmul_(inner, u, value=-1))
+    d_gate[:, :a].copy_(dus.addcmul_(dus, s, value=-1))
     return d_gate

@@ -16,8 +16,9 @@ from wsi_dino.errors import ConfigError
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.adamw import AdamW
 from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.gradient_sum import GradientSum
 from wsi_dino.mil.lanes import Lanes, open_lanes
-from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Unit, Workspace, forward, gradient
+from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Unit, Workspace, forward, gradient, rounded_rows
 
 _UNIT_ROWS_CPU = (256, 512)  # smaller bags are joined until there are so many rows: tiny products are slow
 _UNIT_ROWS_GPU = (131_072, 131_072)
@@ -163,7 +164,7 @@ class _Trainer:
             self._model.feature_scale.fill_(measure_scale(bags, train_ids))
         self._model.to(device)
         self._on_device: dict[str, Tensor] = {}
-        self._buffers: list[GradientBuffer] = []
+        self._gradients = GradientSum(self._model, self._dtype)
         self._scales = GradientBuffer(self._model, self._dtype).scales(
             PackedWeights.of(self._model, self._dtype, training=True)
         )
@@ -210,24 +211,19 @@ class _Trainer:
     def _step(self, batch: list[str], seeds: list[int], rate: float) -> Tensor:
         weights = PackedWeights.of(self._model, self._dtype, training=True)
         bag_weights = self._bag_weights(batch)
-        groups = self._units(batch)
-
-        buffers = self._gradient_buffers(len(groups))
+        # the largest are begun first, so that the lanes end together
+        groups = sorted(self._units(batch), key=lambda group: -self._rows(batch[i] for i in group))
 
         def work(number: int, space: Workspace) -> Tensor:
-            group = groups[number]
+            group, buffer = groups[number], self._gradients.borrow()
             unit = self._unit([batch[i] for i in group], bag_weights[list(group)], space, seeds[group[0]])
-            return gradient(weights, unit, space, buffers[number])
+            loss = gradient(weights, unit, space, buffer)
+            self._gradients.add(number, buffer)
+            return loss
 
-        losses = self._lanes.map(work, range(len(groups)), [self._rows(batch[i] for i in group) for group in groups])
-        self._optimizer.step([buffer.flat for buffer in buffers], self._scales, rate, self._lanes)
+        losses = self._lanes.map(work, range(len(groups)))
+        self._optimizer.step(self._gradients.take(), self._scales, rate, self._lanes)
         return torch.stack(losses).sum()
-
-    def _gradient_buffers(self, n: int) -> list[GradientBuffer]:
-        """Return as many as a step has units; they are kept from step to step."""
-        while len(self._buffers) < n:
-            self._buffers.append(GradientBuffer(self._model, self._dtype))
-        return self._buffers[:n]
 
     def _validate(self) -> float:
         """Mean class-weighted cross-entropy on the validation slides."""
@@ -270,10 +266,12 @@ class _Trainer:
             random = np.random.default_rng([seed, 1])
             parts = [_draw(part, self._spec.max_tiles, random) for part in parts]
         lengths = [len(part) for part in parts]
-        features = space("features", sum(lengths), self._bags.embed_dim, self._dtype)
-        for part, rows in zip(parts, torch.split(features, lengths), strict=True):
+        n = sum(lengths)
+        features = space("features", rounded_rows(n), self._bags.embed_dim, self._dtype)
+        features[n:].zero_()
+        for part, rows in zip(parts, torch.split(features[:n], lengths), strict=True):
             # float16 to bfloat16 directly takes six times as long as by way of float32
-            rows.copy_(space("float32", *part.shape).copy_(part) if part.dtype == torch.float16 else part)
+            rows.copy_(space("sigmoids", *part.shape).copy_(part) if part.dtype == torch.float16 else part)
         labels = torch.tensor([self._labels[slide_id] for slide_id in slides], device=self._device)
         return Unit(features, lengths, labels, bag_weights.to(self._device), seed or 0)
 
