@@ -115,7 +115,7 @@ def _other_weights(path: Path) -> None:
 def _nan_weights(path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
-    weights = {name: array * np.float32("nan") for name, array in load_file(path).items()}
+    weights = {name: np.full_like(array, np.nan) for name, array in load_file(path).items()}
     save_file(weights, path)
 
 
