@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Which frozen encoder serves my medical imaging task, and how good is it, honestly?",
     no_args_is_help=True,
     add_completion=False,
+    suggest_commands=False,  # click itself does
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

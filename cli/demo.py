@@ -38,9 +38,10 @@ def demo(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw slides with known tumours, and run tile, embed and mil on them.
+    """Draw slides with known tumours and run it all on them.
 
-    Nothing is downloaded; it takes a minute or two on two cores. Run again, it carries on where it was.
+    The commands tile, embed and mil run as a user would run them. Nothing is downloaded; it takes a minute
+    or two on two cores. Run again, it carries on where it was.
     """
     begun_s = time.monotonic()
     cohort = _draw(folder, slides)

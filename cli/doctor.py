@@ -29,7 +29,7 @@ def doctor(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every file of a run, or the installation, and say what to do.
+    """Check every file of a run, or the installation.
 
     Checked are tiles, contours, thumbnails, features (checksum, finite values, count, origin), models,
     tables, and what killed commands left behind. Nothing is changed. Exit code 1 when there is a problem.

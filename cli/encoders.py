@@ -18,7 +18,10 @@ def encoders(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the encoders, or show the record of one: dimension, preprocessing, pooling, licence, source."""
+    """List the encoders, or show the record of one.
+
+    A record tells dimension, preprocessing, pooling, licence and source.
+    """
     from wsi_dino.encoders.registry import get_record, records
 
     if name is None:

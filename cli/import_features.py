@@ -35,8 +35,9 @@ def import_features(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take features of CLAM or TRIDENT (h5 or pt) into a run, checked and marked as imported.
+    """Take features that CLAM or TRIDENT made into a run.
 
+    They may be h5 or pt files; all are checked and marked as imported.
     Writes RUN/features/ENCODER/SLIDE.h5 and RUN/embed.csv. Exit code 1 when a file could not be taken.
     """
     from wsi_dino.pathology.feature_import import find_sources

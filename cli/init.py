@@ -65,7 +65,10 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing wsi-dino.yaml.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at slides and labels, and write wsi-dino.yaml into the current folder."""
+    """Write wsi-dino.yaml after a look at slides and labels.
+
+    It goes into the current folder, where every other command finds it.
+    """
     path = Path.cwd() / PROJECT_FILE
     if path.exists() and not force:
         raise ConfigError(f"Writing {path}: it is there already. Edit it, or replace it with --force.")

@@ -143,8 +143,9 @@ def mil(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Train and test attention-based MIL on the features of slides, by patient-level cross-validation.
+    """Train and test attention-based MIL on a run's features.
 
+    Cross-validated with patients kept on one side of each fold.
     Writes RUN/mil/TASK/ENCODER/: report.html, metrics.json, predictions.csv, splits.csv, model/, attention/ and,
     with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
     Exit code 1 when a feature file was broken or a heatmap could not be drawn.

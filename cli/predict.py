@@ -27,7 +27,7 @@ def predict(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply the models of a task to every slide of a run that has features of their encoder.
+    """Apply the models of a task to every slide of a run.
 
     The score is the mean probability over the folds' models, cut at the mean of their thresholds. Writes
     RUN/predictions/TASK/ENCODER/predictions.csv. Features of another encoder, pooling or weights than in
@@ -44,7 +44,8 @@ def predict(
             report=progress,
         )  # fmt: skip
     failed = [row for row in rows if row["status"] != "done"]
-    counts = {"n_slides": len(rows), "n_failed": len(failed)}
+    n_seen = sum(bool(row.get("seen_in_training")) for row in rows)
+    counts = {"n_slides": len(rows), "n_failed": len(failed), "n_seen_in_training": n_seen}
     threshold = ensemble.threshold
     if as_json:
         head = {"command": "predict", "run": str(run), "task": ensemble.task, "encoder": ensemble.encoder}
@@ -56,6 +57,11 @@ def predict(
             console.print_table(list(shown), ["slide_id", "status", "score", "predicted"])
         for row in failed:
             print(f"{row['status']}: {row['slide_id']}: {row['reason']}")
+        if n_seen:
+            print(
+                f"{n_seen} of these slides were in the training of a model: their scores do not tell how it does on "
+                "new ones. `mil` wrote held-out scores to its own predictions.csv."
+            )
         cut = "" if threshold is None else f", cut at {threshold:.3f}"
         print(f"{len(rows) - len(failed)} of {len(rows)} slides by {len(ensemble.models)} models{cut}. Table: {table}")
     console.leave(len(failed))

@@ -41,7 +41,8 @@ def test_bags_are_the_same_from_memory_and_from_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"encoder": "other"}, {"pooling": "cls"}, {"weights_sha256": "xyz"}, {"stain_norm": "macenko"}]
+    "changes",
+    [{"encoder": "other"}, {"pooling": "cls"}, {"weights_sha256": "xyz"}, {"stain_norm": "macenko"}, {"tiles": "x"}],
 )
 def test_features_of_two_settings_are_refused(tmp_path: Path, changes: dict[str, str]) -> None:
     paths = {"a": _write(tmp_path, "a", 3), "b": _write(tmp_path, "b", 3, **changes)}

@@ -60,6 +60,21 @@ def test_models_are_found_by_folder_or_file(trained: Path, tmp_path: Path, part:
     assert ran.json["n_models"] == (1 if part.endswith("safetensors") else 5)
 
 
+def test_slides_that_a_model_learnt_from_are_told(trained: Path, tmp_path: Path) -> None:
+    make_run(tmp_path, 4)
+    write_features(tmp_path / "run/features/toy/new.h5", True, seed=1234)
+    (tmp_path / "run/features/toy/S2.h5").rename(tmp_path / "run/features/toy/renamed.h5")
+    ran = run_command(tmp_path, "predict", "--model", trained, "--run", "run")
+    assert "4 of these slides were in the training" in ran.stdout
+    seen = {slide_id: row["seen_in_training"] for slide_id, row in _rows(tmp_path).items()}
+    assert seen == {"S0": "True", "S1": "True", "S3": "True", "renamed": "True", "new": "False"}
+
+
+def test_model_files_may_be_read_by_those_who_may_read_others(trained: Path) -> None:
+    model = trained / "model/fold-0.safetensors"
+    assert model.stat().st_mode == model.with_suffix(".json").stat().st_mode
+
+
 def test_same_slides_give_the_same_bytes(trained: Path, tmp_path: Path) -> None:
     make_run(tmp_path, 4)
     contents = []
@@ -87,7 +102,14 @@ def test_bad_slides_are_rows_and_code_1(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pooling": "cls"}, {"weights_sha256": "other"}, {"stain_norm": "macenko:1"}, {"embed_dim": 9}]
+    "changes",
+    [
+        {"pooling": "cls"},
+        {"weights_sha256": "other"},
+        {"stain_norm": "macenko:1"},
+        {"embed_dim": 9},
+        {"tiles": "224 px at 1.0 um/px"},
+    ],
 )
 def test_features_of_another_making_are_refused(trained: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     make_run(tmp_path, 2)

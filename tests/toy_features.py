@@ -13,6 +13,7 @@ from wsi_dino.feature_file import FeatureFile, write_feature_file
 
 IDENTITY: dict[str, Any] = {
     "encoder": "toy", "embed_dim": 8, "pooling": "mean", "input_px": 224, "weights_sha256": "abc", "stain_norm": None,
+    "tiles": "224 px at 0.5 um/px",
 }  # fmt: skip
 SMALL = ("--epochs", 6, "--min-epochs", 1, "--hidden-dim", 16, "--attention-dim", 8, "--bootstrap", 100, "--lr", 0.01)
 

@@ -17,7 +17,8 @@ from wsi_dino.provenance import write_atomically
 _FORMAT = "wsi_dino.features/1"
 _CHUNK_ROWS = 1024
 # Keys of the provenance that must agree between the files of one bag collection.
-IDENTITY_KEYS = ("encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "stain_norm")
+# "tiles" is what a tile shows, e.g. "224 px at 0.5 um/px": a network sees other things at another resolution.
+IDENTITY_KEYS = ("encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "stain_norm", "tiles")
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,36 @@ def read_feature_file(path: Path, *, verify: bool = False) -> FeatureFile:
         raise FeatureFileError(f"Reading features {path}: there is no such file.") from error
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise FeatureFileError(f"Reading features {path}: broken or not a feature file ({error}). {advice}") from error
-    if features.ndim == 3 and features.shape[0] == 1:
-        features = features[0]
-    if features.dtype not in (np.float16, np.float32):
-        features = features.astype(np.float32)
+    features = _as_matrix(features)
     if len(features) != len(coords):
         counts = f"{len(features)} features but {len(coords)} coordinates"
         raise FeatureFileError(f"Reading features {path}: it has {counts}. {advice}")
     if verify and stored_sha256 and hashlib.sha256(features.tobytes()).hexdigest() != stored_sha256:
         raise FeatureFileError(f"Reading features {path}: the content does not match its checksum. {advice}")
     return FeatureFile(features, np.asarray(coords, np.int64), provenance)
+
+
+def read_features(path: Path) -> np.ndarray:
+    """Read only the features of a file that `read_feature_file` has found whole before: a third of its time.
+
+    Returns:
+        float16 or float32 ``(n, embed_dim)``.
+
+    Raises:
+        FeatureFileError: the file is gone or broken by now.
+    """
+    try:
+        with h5py.File(path, "r") as h5:
+            return _as_matrix(h5["features"][()])
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise FeatureFileError(f"Reading features {path} again: it can no longer be read ({error}).") from error
+
+
+def _as_matrix(features: np.ndarray) -> np.ndarray:
+    """Take off TRIDENT's leading axis of one, and narrow what is neither float16 nor float32."""
+    if features.ndim == 3 and features.shape[0] == 1:
+        features = features[0]
+    return features if features.dtype in (np.float16, np.float32) else features.astype(np.float32)
 
 
 def read_provenance(path: Path) -> dict[str, Any]:

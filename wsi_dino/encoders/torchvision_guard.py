@@ -25,14 +25,14 @@ def ensure_torchvision() -> None:
     """Declare torchvision's operators if its extension cannot; call before the first import of timm.
 
     Does nothing where the extension loads, where torchvision is already imported or is not installed.
-    Logs one warning when the extension is broken.
+    Logs it once when the extension is broken; `wsi-dino doctor` tells of it too.
     """
     if "torchvision" in sys.modules:
         return
     trouble = extension_trouble()
     if trouble:
         _declare_operators()
-        _logger.warning("torchvision's compiled part does not fit this torch (%s); doing without it", trouble)
+        _logger.info("torchvision's compiled part does not fit this torch (%s); doing without it", trouble)
 
 
 def extension_trouble() -> str | None:

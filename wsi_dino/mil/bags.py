@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.errors import FeatureFileError
-from wsi_dino.feature_file import IDENTITY_KEYS, read_feature_file, read_provenance, require_one_identity
+from wsi_dino.feature_file import IDENTITY_KEYS, read_feature_file, read_features, read_provenance, require_one_identity
+from wsi_dino.provenance import fingerprint
 
 _MEMORY_SHARE = 0.4
+_MEMORY_LIMIT_BYTES = 2**28  # memory must not grow with the cohort; files read again come from the system's cache
 _SHOWN = 5
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -21,12 +24,13 @@ class BagStore:
     """Features by slide, all of one encoder and setting.
 
     Features that fit into `memory_bytes` together are kept as they are stored (float16 or float32)
-    from first use; beyond that, bags are read from disk each time. The values are the same.
+    from first use; beyond that, bags are read from disk each time (a twentieth slower with bags of a
+    thousand tiles). The values are the same.
 
     Args:
         paths: feature file of each slide.
         allow_random_weights: accept features of an encoder without trained weights.
-        memory_bytes: how much may be kept; None = 40 % of what is free now.
+        memory_bytes: how much may be kept; None = 256 MiB, or 40 % of what is free now if that is less.
 
     Raises:
         FeatureFileError: no file at all, a broken one, files of different encoders or settings, or
@@ -47,15 +51,16 @@ class BagStore:
         self.embed_dim = _one_embed_dim(heads)
         self.n_tiles: dict[str, int] = {slide_id: int(head["n"]) for slide_id, head in heads.items()}
         self.provenance: dict[str, Any] = heads[min(heads)]
-        budget = int(_free_bytes() * _MEMORY_SHARE) if memory_bytes is None else memory_bytes
+        budget = min(int(_free_bytes() * _MEMORY_SHARE), _MEMORY_LIMIT_BYTES) if memory_bytes is None else memory_bytes
         self.in_memory = sum(path.stat().st_size for path in self._paths.values()) <= budget
         self._kept: dict[str, np.ndarray] = {}
+        self._checked: set[str] = set()
 
     @classmethod
     def of_arrays(cls, features: Mapping[str, np.ndarray], identity: Mapping[str, Any] | None = None) -> BagStore:
         """Return a store over arrays ``(n, embed_dim)`` of float16 or float32 that have no files."""
         store = cls.__new__(cls)
-        store._paths, store._kept, store.in_memory = {}, dict(features), True
+        store._paths, store._kept, store.in_memory, store._checked = {}, dict(features), True, set()
         store.identity = {key: (identity or {}).get(key) for key in IDENTITY_KEYS}
         store.n_tiles = {slide_id: len(array) for slide_id, array in features.items()}
         store.embed_dim = next(iter(features.values())).shape[1]
@@ -83,6 +88,8 @@ class BagStore:
             return kept
         if slide_id not in self._paths:
             raise FeatureFileError(f"Reading features of slide {slide_id!r}: there is no feature file of that slide.")
+        if slide_id in self._checked:
+            return read_features(self._paths[slide_id])
         features = read_feature_file(self._paths[slide_id]).features
         if not np.isfinite(features).all():
             row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
@@ -90,9 +97,16 @@ class BagStore:
                 f"Reading features {self._paths[slide_id]}: row {row} is not finite. Embed the slide again; "
                 "values beyond 65,504 need `--store-dtype float32`."
             )
+        self._checked.add(slide_id)
         if self.in_memory:
             self._kept[slide_id] = features
         return features
+
+
+def features_fingerprint(features: np.ndarray) -> str:
+    """Return what changes with any value, the order or the dtype of a slide's features."""
+    digest = hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()
+    return fingerprint(digest, list(features.shape), str(features.dtype))
 
 
 def _refuse_random_weights(heads: Mapping[str, Mapping[str, Any]], allowed: bool) -> None:

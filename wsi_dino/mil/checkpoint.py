@@ -62,12 +62,13 @@ def save_model(path: Path, model: ABMIL, config: ModelConfig) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     write_json_atomically(path.with_suffix(".json"), config)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with write_atomically(path) as temporary:
-        save_file(state, temporary, metadata={_KEY: config.model_dump_json()})
+        # not save_file: it makes files that only their owner may read
+        temporary.write_bytes(save(state, metadata={_KEY: config.model_dump_json()}))
 
 
 def read_config(path: Path) -> ModelConfig:

@@ -132,12 +132,19 @@ def _save_model(material: Material, split: Split, result: FoldResult, learning: 
         fold=result.fold, best_epoch=result.best_epoch, precision=result.precision,
         provenance={
             "task": material.task.name, "encoder": material.encoder, "split": split.scheme,
-            "split_fingerprint": split.fingerprint, "versions": environment(),
+            "split_fingerprint": split.fingerprint, "learnt_from": _learnt_from(material, split.folds[result.fold]),
+            "versions": environment(),
         },
     )  # fmt: skip
     path = files.model(result.fold)
     save_model(path, result.model, config)
     return path
+
+
+def _learnt_from(material: Material, fold: Fold) -> list[str]:
+    """Return the fingerprints of the bags that weights, stopping and threshold have seen, in no telling order."""
+    slides = material.cohort.slides_of((*fold.train, *fold.val))
+    return sorted(material.features_fingerprint[slide_id] for slide_id in slides)
 
 
 def _attend(material: Material, fold: Fold, result: FoldResult, learning: Learning) -> list[SlideAttention]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wsi_dino.errors import CohortError, ConfigError, FeatureFileError, nearest_name
 from wsi_dino.evaluation.cohort import Cohort, read_cohort, read_columns
 from wsi_dino.feature_file import read_provenance
-from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.bags import BagStore, features_fingerprint
 from wsi_dino.mil.tasks import Task, find_column
-from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder, safe_name
 
 BROKEN = "broken feature file"
@@ -150,8 +146,7 @@ def _read_all(store: BagStore, paths: Mapping[str, Path]) -> tuple[dict[str, str
         except FeatureFileError as error:
             broken.append(Exclusion(slide_id, BROKEN, _without_folder(error, paths[slide_id])))
             continue
-        digest = hashlib.sha256(np.ascontiguousarray(features).data).hexdigest()
-        fingerprints[slide_id] = fingerprint(digest, list(features.shape), str(features.dtype))
+        fingerprints[slide_id] = features_fingerprint(features)
     return fingerprints, broken
 
 

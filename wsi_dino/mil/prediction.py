@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from wsi_dino.errors import ConfigError, FeatureFileError, WeightsError, nearest_name
 from wsi_dino.feature_file import FeatureFile, read_feature_file
 from wsi_dino.mil.abmil import ABMIL
-from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.bags import BagStore, features_fingerprint
 from wsi_dino.mil.checkpoint import ModelConfig, find_models, load_model, require_same_encoder
 from wsi_dino.mil.inference import score_slides
 from wsi_dino.run_folder import RunFolder, safe_name
@@ -63,10 +64,15 @@ class Ensemble:
         """``fold_0`` ... as columns of the table."""
         return tuple(f"fold_{place if c.fold is None else c.fold}" for place, c in enumerate(self.configs))
 
+    @cached_property
+    def learnt_from(self) -> frozenset[str]:
+        """Fingerprints of the bags that any of the models has seen in training or validation."""
+        return frozenset(item for config in self.configs for item in config.provenance.get("learnt_from", ()))
+
     def columns(self) -> list[str]:
         """Return the columns of the table of predictions."""
         each_class = [f"score_{name}" for name in self.config.class_names]
-        return ["slide_id", "status", "reason", "predicted", "score", *each_class, *self.fold_names]
+        return ["slide_id", "status", "reason", "predicted", "score", *each_class, *self.fold_names, "seen_in_training"]
 
     def predict(self, slide_id: str, file: FeatureFile, *, device: str, threads: int | None) -> dict[str, Any]:
         """Return the row of one slide.
@@ -79,7 +85,9 @@ class Ensemble:
             raise FeatureFileError(f"Reading features of {slide_id}: a value is not finite. Embed the slide again.")
         bags = BagStore.of_arrays({slide_id: file.features}, file.identity)
         scores = [score_slides(model, bags, [slide_id], device=device, threads=threads)[0] for model in self.models]
-        return {"slide_id": slide_id, "status": "done", "reason": "", **self._row([s.probabilities for s in scores])}
+        row = self._row([s.probabilities for s in scores])
+        seen = features_fingerprint(file.features) in self.learnt_from
+        return {"slide_id": slide_id, "status": "done", "reason": "", **row, "seen_in_training": seen}
 
     def _row(self, each_model: list[np.ndarray]) -> dict[str, Any]:
         mean = np.mean(each_model, axis=0)

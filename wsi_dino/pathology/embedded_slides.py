@@ -90,13 +90,14 @@ def check_features_folder(run: RunFolder, task: EncoderTask, slide_ids: Sequence
         ConfigError: the folder holds imported features, or others of a slide that the run does not know.
     """
     identity = task.identity | {"embed_dim": task.encoder.embed_dim}
+    keys = [key for key in IDENTITY_KEYS if key in identity]  # what a tile shows is each slide's own
     n_other = 0
     for path in sorted(run.features(task.name).glob("*.h5")):
         try:
             provenance = read_provenance(path)
         except FeatureFileError:
             continue
-        differing = [key for key in IDENTITY_KEYS if provenance.get(key) != identity.get(key)]
+        differing = [key for key in keys if provenance.get(key) != identity.get(key)]
         n_other += bool(differing) and not provenance.get("imported")
         if provenance.get("imported") or (differing and path.stem not in slide_ids):
             what = "imported features" if provenance.get("imported") else f"features of another {differing[0]}"

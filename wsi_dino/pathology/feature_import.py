@@ -193,6 +193,7 @@ def _import_one(
         "input_px": None,
         "weights_sha256": None,
         "stain_norm": None,
+        "tiles": None,
         "imported": True,
         "source": {
             "layout": layout,

@@ -182,6 +182,7 @@ def feature_provenance(job: SlideJob, track: Track) -> dict[str, Any]:
     grid, task = job.grid, track.task
     return {
         **task.identity,
+        "tiles": grid.view,
         "batch_size": task.batch_size,
         "licence": task.encoder.spec.licence,
         "stain_fit": job.stain_fit,

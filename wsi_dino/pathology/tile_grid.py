@@ -63,6 +63,12 @@ class TileGrid:
         return len(self.xy)
 
     @property
+    def view(self) -> str:
+        """What a tile shows, in words: ``"224 px at 0.5 um/px"``, ``"224 px at native"``, ``"256 px at level 1"``."""
+        unit = "" if isinstance(self.mpp_asked, str) else " um/px"
+        return f"{self.tile_px} px at {self.mpp_asked}{unit}"
+
+    @property
     def coords_attrs(self) -> dict[str, Any]:
         """Attributes for a ``coords`` dataset, under the names that CLAM's and TRIDENT's readers look for.
 
