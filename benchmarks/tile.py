@@ -68,7 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slides", type=Path, help="folder of real slides")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "wsi-dino-benchmark")
-    parser.add_argument("--peers", nargs="*", default=[], help="interpreters of other environments")
+    parser.add_argument("--peers", nargs="*", action="extend", default=[], help="interpreters of other environments")
     parser.add_argument("--repeats", type=int, default=3)
     return parser.parse_args()
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wsi_dino.errors import ConfigError, SlideError
 from wsi_dino.pathology.slide import open_slide
 from wsi_dino.pathology.synthetic import write_pyramid
-from wsi_dino.pathology.tissue import Overview, find_tissue, read_for_clam, read_for_tissue, seg_level_of
+from wsi_dino.pathology.tissue import Overview, find_tissue, read_for_clam, read_for_tissue, seg_level_of, tissue_pixels
 from wsi_dino.pathology.tissue_mask import AreaTable, rasterise
 from wsi_dino.pathology.tissue_spec import CLAM_DEFAULTS, PRESETS, TissueSpec
 from wsi_dino.pathology.tissue_tiatoolbox import require_tiatoolbox
@@ -77,6 +77,21 @@ def test_contours_equal_the_plain_steps(
     contours, holes = _plain_clam(rgb, scale, spec)
     assert [c.tolist() for c in found.contours] == [c.reshape(-1, 2).tolist() for c in contours]
     assert [[h.tolist() for h in hs] for hs in found.holes] == [[h.reshape(-1, 2).tolist() for h in hs] for hs in holes]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    wh=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    half_side=st.integers(0, 12),
+    limit=st.integers(0, 255),
+)
+def test_counting_gives_what_a_median_filter_gives(seed: int, wh: tuple[int, int], half_side: int, limit: int) -> None:
+    value = np.random.default_rng(seed).integers(0, 256, (wh[1], wh[0]), dtype=np.uint8)
+    rgb = np.stack([np.full_like(value, 255), 255 - value, 255 - value], -1)  # its saturation is `value`
+    spec = TissueSpec(mthresh=2 * half_side + 1, sthresh=limit, close=0, no_pen=False)
+    expected = cv2.medianBlur(value, spec.mthresh) > limit
+    assert (tissue_pixels(Overview(rgb, (1, 1)), spec) == expected * 255).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -20,6 +20,7 @@ from wsi_dino.pathology.tissue_spec import TissueSpec
 
 _SEG_DOWNSAMPLE = 64.0
 _CLAM_LIMIT_PX = 100_000_000
+_LONGEST_COUNTED_SIDE = 21  # half of the square of a longer one does not fit a byte
 _OVERVIEW_SIDE_PX = 2048  # a finer picture costs time and finds the same tissue
 
 
@@ -148,11 +149,25 @@ def _without(image: np.ndarray, ink: np.ndarray) -> np.ndarray:
 
 
 def _threshold(saturation: np.ndarray, spec: TissueSpec) -> np.ndarray:
-    smooth = cv2.medianBlur(np.ascontiguousarray(saturation), spec.mthresh)
-    kind = cv2.THRESH_BINARY + (cv2.THRESH_OTSU if spec.use_otsu else 0)
-    _, mask = cv2.threshold(smooth, 0 if spec.use_otsu else spec.sthresh, 255, kind)
+    if spec.use_otsu or spec.mthresh > _LONGEST_COUNTED_SIDE:
+        smooth = cv2.medianBlur(np.ascontiguousarray(saturation), spec.mthresh)
+        kind = cv2.THRESH_BINARY + (cv2.THRESH_OTSU if spec.use_otsu else 0)
+        _, mask = cv2.threshold(smooth, 0 if spec.use_otsu else spec.sthresh, 255, kind)
+    else:
+        mask = _median_above(saturation, spec.mthresh, spec.sthresh)
     if spec.close > 0:
         mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((spec.close, spec.close), np.uint8))
+    return np.asarray(mask)
+
+
+def _median_above(image: np.ndarray, side: int, limit: int) -> np.ndarray:
+    """Return 255 where the median of the square around a pixel is above `limit`, else 0.
+
+    That is where more than half of the square's pixels are: counting them takes a tenth of the time of sorting.
+    """
+    _, above = cv2.threshold(image, limit, 1, cv2.THRESH_BINARY)
+    count = cv2.boxFilter(above, -1, (side, side), normalize=False, borderType=cv2.BORDER_REPLICATE)
+    _, mask = cv2.threshold(count, side * side // 2, 255, cv2.THRESH_BINARY)
     return np.asarray(mask)
 
 
