@@ -7,7 +7,7 @@ import sys
 
 _PROGRAM = """
 import importlib.util, logging, pathlib, sys
-logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+logging.basicConfig(stream=sys.stdout, level="INFO", format="%(levelname)s %(message)s")
 from wsi_dino.encoders import torchvision_guard as guard
 {setup}
 guard.ensure_torchvision()
@@ -30,9 +30,9 @@ def test_timm_imports_beside_whatever_torchvision_is_installed() -> None:
     assert _run("").strip().endswith("imported timm")
 
 
-def test_one_warning_is_logged_when_the_extension_cannot_be_loaded() -> None:
+def test_it_is_logged_once_when_the_extension_cannot_be_loaded() -> None:
     said = _run("guard.extension_trouble = lambda: 'broken on purpose'")
-    assert said.count("WARNING") == 1
+    assert said.count("doing without it") == 1
     assert "broken on purpose" in said
     assert said.strip().endswith("imported timm")
 
