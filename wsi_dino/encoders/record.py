@@ -20,6 +20,13 @@ class EncoderSpec(BaseModel):
         embed_dim: length of the vector for the default pooling.
         input_px: side of the square the encoder sees; tiles of another size are resized to it.
         input_multiple_px: other sides are allowed when they are a multiple of this; None forbids others.
+        max_input_px: the largest side allowed; None sets no limit.
+        crop_fraction: share of the side that the authors' own preparation keeps after its resize (224 of
+            256 px: 0.875). Tiles are cut to what an encoder sees, so that nothing is cropped here; it is
+            applied to whole images, which are shown as their authors showed them.
+        dimensions: 2 for images; 3 for networks that take a volume: listed for comparison, run by none
+            of the slide commands.
+        takes: what goes in, in words, where it is not one RGB image of `input_px`.
         patch_size: side of a ViT token in px; None for convolutional encoders.
         n_prefix_tokens: CLS and register tokens before the patch tokens.
         mean, std: per channel, on a 0..1 scale.
@@ -31,7 +38,13 @@ class EncoderSpec(BaseModel):
         precisions: what it may be run in without harm to its features.
         parameters_m: millions.
         licence, licence_url: terms of the weights; `gated`: must be accepted at `source` first.
-        notes: what a user must know, e.g. obligations of the licence.
+        obligations: what the licence asks of who publishes or passes on results, a sentence each; they
+            stand in every report.
+        is_public: whether weights can be had at all; without them the record says so in `notes` and only
+            ``--weights FILE`` or ``--random-weights`` runs it.
+        paper: name of the encoder in the tables of the benchmark's paper, "" where it has none.
+        training_data: what it was trained on, and how.
+        notes: what else a user must know.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +56,10 @@ class EncoderSpec(BaseModel):
     architecture_options: dict[str, Any] = {}
     input_px: int = 224
     input_multiple_px: int | None = None
+    max_input_px: int | None = None
+    crop_fraction: float = 1.0
+    dimensions: Literal[2, 3] = 2
+    takes: str = ""
     patch_size: int | None = None
     n_prefix_tokens: int = 0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -59,6 +76,9 @@ class EncoderSpec(BaseModel):
     parameters_m: float | None = None
     licence: str
     licence_url: str = ""
+    obligations: tuple[str, ...] = ()
     gated: bool = False
+    is_public: bool = True
+    paper: str = ""
     training_data: str = ""
     notes: str = ""
