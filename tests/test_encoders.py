@@ -75,10 +75,7 @@ def test_record_agrees_with_the_network_it_builds(name: str) -> None:
         backbone = family_of(record).build(record)
         image = torch.zeros(2, 3, record.input_px, record.input_px)
         for pooling in record.poolings:
-            assert tuple(backbone.eval().vectors(image, pooling).shape) == (
-                2,
-                record.embed_dim * len(pooling.split("+")),
-            )
+            assert tuple(backbone.eval().vectors(image, pooling).shape) == (2, record.dim_of(pooling))
         maps = backbone.maps(image, record.feature_layers)
     n_parameters_m = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     assert n_parameters_m == pytest.approx(record.parameters_m, rel=0.02)

@@ -58,7 +58,7 @@ class Encoder:
     ) -> None:
         self.spec, self.input_px = spec, input_px
         self.pooling: Pooling = next(known for known in spec.poolings if known == pooling)
-        self.embed_dim = spec.embed_dim * (2 if "+" in self.pooling else 1) // (2 if "+" in spec.pooling else 1)
+        self.embed_dim = spec.dim_of(self.pooling)
         self.device, self.precision = device, precision
         self.weights_sha256, self.weights_source = weights_sha256, weights_source
         self._dtype = dtype_of(precision)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-Pooling = Literal["cls", "mean", "cls+mean", "avg", "attention"]
+Pooling = Literal["cls", "mean", "cls+mean", "avg", "attention", "projected", "pooler", "output"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
@@ -31,7 +31,10 @@ class EncoderSpec(BaseModel):
         n_prefix_tokens: CLS and register tokens before the patch tokens.
         mean, std: per channel, on a 0..1 scale.
         interpolation: of the resize to `input_px`.
-        pooling: the default; `poolings` are all that may be asked for.
+        pooling: the default; `poolings` are all that may be asked for. ``projected`` is the vector in the
+            space shared with text, ``pooler`` what transformers calls `pooler_output`, ``output`` what a
+            file that is a whole network gives.
+        pooling_dims: lengths of vectors that do not follow from `embed_dim`; see `dim_of`.
         feature_layers: blocks whose maps are taken for multi-scale features.
         source: hub repository or package; `revision` its pinned commit, None when none is pinned.
         weights_file: file name in that repository; `weights_sha256` its SHA-256 where it is known.
@@ -67,6 +70,7 @@ class EncoderSpec(BaseModel):
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     pooling: Pooling
     poolings: tuple[Pooling, ...]
+    pooling_dims: dict[str, int] = {}
     feature_layers: tuple[int, ...] = ()
     source: str
     revision: str | None = None
@@ -82,3 +86,15 @@ class EncoderSpec(BaseModel):
     paper: str = ""
     training_data: str = ""
     notes: str = ""
+
+    def dim_of(self, pooling: str) -> int:
+        """Return the length of the vector for one of `poolings`.
+
+        Examples:
+            >>> record = EncoderSpec(name="a", family="a", architecture="a", embed_dim=512, pooling="projected",
+            ...     poolings=("projected", "cls"), pooling_dims={"cls": 768}, source="a", licence="MIT")
+            >>> record.dim_of("projected"), record.dim_of("cls")
+            (512, 768)
+        """
+        n_parts, n_default_parts = (len(name.split("+")) for name in (pooling, self.pooling))
+        return self.pooling_dims.get(pooling, self.embed_dim * n_parts // n_default_parts)
