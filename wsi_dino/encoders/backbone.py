@@ -53,8 +53,13 @@ class TimmVit(Backbone):
 
     def vectors(self, pixels: Tensor, pooling: Pooling) -> Tensor:
         """Pool the tokens; averages are taken in fp32 whatever the network runs in."""
-        tokens = self.model.forward_features(pixels)
+        tokens = self.tokens(pixels)
         return torch.cat([self._pooled(tokens, part) for part in pooling.split("+")], dim=1)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return (batch, n_tokens, dim) after the last norm, prefix tokens first."""
+        tokens: Tensor = self.model.forward_features(pixels)
+        return tokens
 
     def _pooled(self, tokens: Tensor, part: str) -> Tensor:
         if part == "cls":
