@@ -15,7 +15,7 @@ class EncoderSpec(BaseModel):
 
     Attributes:
         name: as typed after ``--encoder``.
-        family: the module of ``encoders/families`` that builds it, e.g. ``"dinov3"``.
+        family: the module of ``encoders/families`` that builds it, e.g. ``"dinov3"``; a plug-in leaves it out.
         architecture: the timm name or what the family's builder needs, with `architecture_options`.
         embed_dim: length of the vector for the default pooling.
         input_px: side of the square the encoder sees; tiles of another size are resized to it.
@@ -48,12 +48,13 @@ class EncoderSpec(BaseModel):
         paper: name of the encoder in the tables of the benchmark's paper, "" where it has none.
         training_data: what it was trained on, and how.
         notes: what else a user must know.
+        plugin_sha256: of a plug-in's source, set when it is loaded; None for the encoders of this package.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    family: str
+    family: str = ""
     architecture: str
     embed_dim: int
     architecture_options: dict[str, Any] = {}
@@ -86,6 +87,21 @@ class EncoderSpec(BaseModel):
     paper: str = ""
     training_data: str = ""
     notes: str = ""
+    plugin_sha256: str | None = None
+
+    def allows_px(self, input_px: int) -> bool:
+        """Return whether the side of the square that the encoder sees may be `input_px`.
+
+        Examples:
+            >>> record = EncoderSpec(name="a", family="a", architecture="a", embed_dim=8, pooling="cls",
+            ...     poolings=("cls",), input_multiple_px=16, max_input_px=512, source="a", licence="MIT")
+            >>> [record.allows_px(side) for side in (224, 230, 512, 528)]
+            [True, False, True, False]
+        """
+        if input_px == self.input_px:
+            return True
+        within = 0 < input_px <= (self.max_input_px or input_px)
+        return within and self.input_multiple_px is not None and input_px % self.input_multiple_px == 0
 
     def dim_of(self, pooling: str) -> int:
         """Return the length of the vector for one of `poolings`.

@@ -1,13 +1,15 @@
-"""Every known encoder by name. Reads records only: torch is not imported here."""
+"""Every known encoder by name, plug-ins included. Reads records only: torch is not imported here."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import ModuleType
 
 from wsi_dino.encoders import families
+from wsi_dino.encoders.plugins import BrokenPlugin, Plugin, Taken, find_plugins
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.errors import EncoderError, UnknownEncoderError, nearest_name
 
@@ -19,8 +21,13 @@ def records() -> tuple[EncoderSpec, ...]:
         >>> "dinov3-s" in [record.name for record in records()]
         True
     """
-    listed = [record for module in family_modules().values() for record in module.RECORDS]
+    listed = [*builtin_records(), *(record for plugin in _plugins()[0] for record in plugin.records)]
     return tuple(sorted(listed, key=lambda record: record.name))
+
+
+def builtin_records() -> tuple[EncoderSpec, ...]:
+    """Return the records of the encoders that are no plug-ins."""
+    return tuple(record for module in builtin_families().values() for record in module.RECORDS)
 
 
 def get_record(name: str) -> EncoderSpec:
@@ -40,14 +47,26 @@ def get_record(name: str) -> EncoderSpec:
     listed = {record.name: record for record in records()}
     if name in listed:
         return listed[name]
-    for module in family_modules().values():
+    for module in builtin_families().values():
         prefix = getattr(module, "NAME_PREFIX", None)
         if prefix and name.startswith(prefix):
             record: EncoderSpec = module.make_record(name)
             return record
-    raise UnknownEncoderError(
+    working, broken = _plugins()
+    for plugin in working:
+        if plugin.prefix and name.startswith(plugin.prefix):
+            return plugin.signed(plugin.module.make_record(name))
+    raise _unknown(name, listed, broken)
+
+
+def _unknown(name: str, listed: Iterable[str], broken: Sequence[BrokenPlugin]) -> EncoderError:
+    for plugin in broken:
+        if name == plugin.name or name in plugin.claims:
+            return EncoderError(f"Encoder {name!r} cannot be used. {plugin.message}")
+    also = f" Left out: {', '.join(f'{plugin.name} ({plugin.origin})' for plugin in broken)}." if broken else ""
+    return UnknownEncoderError(
         f"Encoder {name!r} is not known.{nearest_name(name, listed)} "
-        "`wsi-dino encoders` lists them; any model of timm is timm/NAME."
+        f"`wsi-dino encoders` lists them; any model of timm is timm/NAME.{also}"
     )
 
 
@@ -61,8 +80,19 @@ def family_of(record: EncoderSpec) -> ModuleType:
         ) from None
 
 
-@lru_cache(maxsize=1)
 def family_modules() -> dict[str, ModuleType]:
+    """Return the modules that build encoders by family: those of ``encoders/families`` and the plug-ins."""
+    return {**builtin_families(), **{plugin.family: plugin.module for plugin in _plugins()[0]}}
+
+
+def _plugins() -> tuple[tuple[Plugin, ...], tuple[BrokenPlugin, ...]]:
+    modules = builtin_families()
+    prefixes = {module.NAME_PREFIX: name for name, module in modules.items() if hasattr(module, "NAME_PREFIX")}
+    return find_plugins(Taken({record.name: "wsi_dino itself" for record in builtin_records()}, prefixes))
+
+
+@lru_cache(maxsize=1)
+def builtin_families() -> dict[str, ModuleType]:
     """Return the modules of ``encoders/families`` by name.
 
     Raises:

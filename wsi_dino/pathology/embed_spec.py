@@ -17,7 +17,9 @@ from wsi_dino.run_folder import RunFolder
 StainMethod = Literal["macenko", "vahadane", "reinhard"]
 
 # What of an encoder's identity was asked for; the rest (precision, batch size) may be chosen by the machine.
-_ASKED_KEYS = ("encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "random_weights")
+_ASKED_KEYS = (
+    "encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "adapter", "plugin_sha256", "random_weights",
+)  # fmt: skip
 _FORMAT = "embed/1"
 
 
