@@ -75,6 +75,15 @@ def embed(
             "The default is in `wsi-dino encoders NAME`.",
         ),
     ] = None,
+    input_px: Annotated[
+        list[str] | None,
+        _option(
+            _MODEL,
+            "--input-px",
+            help="Side of the square the network sees, tiles are resized to it; NAME=PX for one of several encoders. "
+            "Which sides are allowed is in `wsi-dino encoders NAME`.",
+        ),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         _option(_MODEL, "--weights", help="Checkpoint file to use; NAME=FILE for one of several encoders."),
@@ -149,6 +158,7 @@ def embed(
     loaded = _load_encoders(
         names,
         pooling=_per_encoder("--pooling", pooling, names),
+        input_px=_per_encoder("--input-px", input_px, names),
         weights=_per_encoder("--weights", weights, names),
         weights_dir=weights_dir,
         random_weights=random_weights,
@@ -222,6 +232,7 @@ def _load_encoders(
     names: Sequence[str],
     *,
     pooling: Mapping[str, str],
+    input_px: Mapping[str, str],
     weights: Mapping[str, str],
     random_weights: int | None,
     **settings: Any,
@@ -233,6 +244,7 @@ def _load_encoders(
             raise WeightsError(f"Loading weights for {name}: --weights {file} is not a file.")
     from wsi_dino.encoders.registry import get_record
 
+    sides = {name: _side_px(text) for name, text in input_px.items()}
     for name in names:  # a wrong name costs no import of torch
         get_record(name)
     from wsi_dino.encoders.loading import load_encoder
@@ -241,12 +253,19 @@ def _load_encoders(
         load_encoder(
             name,
             pooling=pooling.get(name),
+            input_px=sides.get(name),
             weights=Path(weights[name]) if name in weights else None,
             random_weights=random_weights,
             **settings,
         )
         for name in names
     ]
+
+
+def _side_px(text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"--input-px {text}: expected a whole number of pixels, as in --input-px 448.")
+    return int(text)
 
 
 def _per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
