@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wsi_dino.encoders.adapter import Adapter, read_adapter
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import family_of, get_record
 from wsi_dino.encoders.weights import locate_weights, verified_sha256
@@ -26,6 +28,8 @@ def load_encoder(
     weights_dir: Path | None = None,
     random_weights: int | None = None,
     workers: int = 0,
+    adapter: Path | None = None,
+    called: str | None = None,
 ) -> Encoder:
     """Return an encoder with its weights, ready to embed.
 
@@ -39,32 +43,77 @@ def load_encoder(
         weights_dir: folder of checkpoints, tried before cache and hub.
         random_weights: seed of an untrained network, for measuring speed only.
         workers: threads on a CPU; 0 for one a core.
+        adapter: folder of a LoRA adapter for this encoder and these weights; pooling and size then default
+            to those it was trained with.
+        called: name of the encoder with its adapter; None for ``NAME+ADAPTER``.
 
     Raises:
         UnknownEncoderError: no encoder has that name.
-        WeightsError: weights are missing, gated, corrupt or of another architecture.
+        WeightsError: weights are missing, gated, corrupt or of another architecture, or the adapter is of
+            another encoder or other weights.
         EncoderError: pooling, size, device or precision are not to be had.
     """
     record = get_record(name)
+    adapted = None if adapter is None else read_adapter(adapter)
+    if adapted is not None:
+        pooling, input_px = pooling or adapted.record.pooling, input_px or adapted.record.input_px
     _check_choices(record, pooling, input_px)
     from wsi_dino.encoders.devices import resolve_device, resolve_precision
     from wsi_dino.encoders.encoder import Encoder
 
     resolved_device = resolve_device(device)
-    backbone, sha256, source = (
-        _trained(record, weights, weights_dir) if random_weights is None else _untrained(record, random_weights)
-    )
+    loaded = load_backbone(record, weights=weights, weights_dir=weights_dir, random_weights=random_weights)
     return Encoder(
-        record,
-        backbone,
+        record if adapted is None else _merge(loaded, adapted, called),
+        loaded.backbone,
         pooling=pooling or record.pooling,
         input_px=input_px or record.input_px,
         device=resolved_device,
         precision=resolve_precision(precision, resolved_device, record.precisions),
-        weights_sha256=sha256,
-        weights_source=source,
+        weights_sha256=loaded.sha256,
+        weights_source=loaded.source,
         workers=workers,
+        adapter=adapted,
     )
+
+
+@dataclass(frozen=True)
+class LoadedBackbone:
+    """A network with its weights, not prepared for inference: adapters are trained on such a one.
+
+    Attributes:
+        record: of the encoder.
+        backbone: on the CPU, in float32.
+        sha256: of the weights' file, or ``"random:SEED"``.
+        source: ``"file"``, ``"package"``, ``"cache"``, ``"hub"`` or ``"random:SEED"``.
+    """
+
+    record: EncoderSpec
+    backbone: Backbone
+    sha256: str
+    source: str
+
+
+def load_backbone(
+    record: EncoderSpec,
+    *,
+    weights: Path | None = None,
+    weights_dir: Path | None = None,
+    random_weights: int | None = None,
+) -> LoadedBackbone:
+    """Return the network of `record` with its weights; arguments and errors as for `load_encoder`."""
+    if random_weights is None:
+        return LoadedBackbone(record, *_trained(record, weights, weights_dir))
+    return LoadedBackbone(record, *_untrained(record, random_weights))
+
+
+def _merge(loaded: LoadedBackbone, adapter: Adapter, called: str | None) -> EncoderSpec:
+    """Put `adapter` into the weights; return the record of the encoder that this makes."""
+    adapter.require_base(loaded.record, loaded.sha256)
+    from wsi_dino.encoders.lora import merge_adapter
+
+    merge_adapter(loaded.backbone, adapter)
+    return adapter.adapted(loaded.record, called)
 
 
 def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | None) -> None:
@@ -72,12 +121,13 @@ def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | Non
         raise EncoderError(
             f"Encoder {record.name}: expected a pooling of {', '.join(record.poolings)}, got {pooling!r}."
         )
-    if input_px is None or input_px == record.input_px:
-        return
-    multiple = record.input_multiple_px
-    if multiple is None or input_px <= 0 or input_px % multiple:
-        allowed = f"{record.input_px} px" + (f" or a multiple of {multiple} px" if multiple else " only")
-        raise EncoderError(f"Encoder {record.name}: its input side may be {allowed}, got {input_px}.")
+    if input_px is not None and not record.allows_px(input_px):
+        multiple, largest = record.input_multiple_px, record.max_input_px
+        others = f" or a multiple of {multiple} px" if multiple else " only"
+        others += f" up to {largest} px" if multiple and largest else ""
+        raise EncoderError(
+            f"Encoder {record.name}: its input side may be {record.input_px} px{others}, got {input_px}."
+        )
 
 
 def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> tuple[Backbone, str, str]:
