@@ -240,13 +240,13 @@ def _load_encoders(
     if random_weights is not None and weights:
         raise ConfigError("--weights and --random-weights exclude each other: give one of them.")
     for name, file in weights.items():
-        if not Path(file).is_file():
+        if not Path(file).exists():
             raise WeightsError(f"Loading weights for {name}: --weights {file} is not a file.")
     from wsi_dino.encoders.registry import get_record
 
     sides = {name: _side_px(text) for name, text in input_px.items()}
     for name in names:  # a wrong name costs no import of torch
-        get_record(name)
+        get_record(name, near=[Path(path) for path in (weights.get(name), settings.get("weights_dir")) if path])
     from wsi_dino.encoders.loading import load_encoder
 
     return [

@@ -21,6 +21,13 @@ class Backbone(nn.Module):
 
     is_convolutional = False
 
+    def require_pooling(self, pooling: str) -> None:
+        """Check, once the weights are in, that they hold what `pooling` needs.
+
+        Raises:
+            WeightsError: they do not.
+        """
+
     def vectors(self, pixels: Tensor, pooling: Pooling) -> Tensor:
         """Return (batch, dim) for normalised `pixels` (batch, 3, height, width)."""
         raise NotImplementedError

@@ -54,6 +54,7 @@ def load_encoder(
         EncoderError: pooling, size, device or precision are not to be had.
     """
     record = get_record(name)
+    _refuse_volumes(record)
     adapted = None if adapter is None else read_adapter(adapter)
     if adapted is not None:
         pooling, input_px = pooling or adapted.record.pooling, input_px or adapted.record.input_px
@@ -63,6 +64,7 @@ def load_encoder(
 
     resolved_device = resolve_device(device)
     loaded = load_backbone(record, weights=weights, weights_dir=weights_dir, random_weights=random_weights)
+    loaded.backbone.require_pooling(pooling or record.pooling)
     return Encoder(
         record if adapted is None else _merge(loaded, adapted, called),
         loaded.backbone,
@@ -116,6 +118,14 @@ def _merge(loaded: LoadedBackbone, adapter: Adapter, called: str | None) -> Enco
     return adapter.adapted(loaded.record, called)
 
 
+def _refuse_volumes(record: EncoderSpec) -> None:
+    if record.dimensions == 3:
+        raise EncoderError(
+            f"Encoder {record.name}: it takes {record.takes}, not images; it is listed for comparison only. "
+            f"{record.notes} Encoders of images see a CT slice by slice, e.g. dinov3-b."
+        )
+
+
 def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | None) -> None:
     if pooling is not None and pooling not in record.poolings:
         raise EncoderError(
@@ -132,12 +142,16 @@ def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | Non
 
 def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> tuple[Backbone, str, str]:
     family = family_of(record)
+    if hasattr(family, "load"):
+        loaded: tuple[Backbone, str, str] = family.load(record, weights, weights_dir)
+        return loaded
     packaged = family.packaged_weights(record) if hasattr(family, "packaged_weights") else None
     found = locate_weights(record, packaged=packaged, weights=weights, weights_dir=weights_dir)
     sha256 = verified_sha256(record, found)
     from wsi_dino.encoders.checkpoint import load_strictly, read_checkpoint
 
     state = read_checkpoint(found.path)
+    record = family.fitted(record, state) if hasattr(family, "fitted") else record
     backbone: Backbone = family.build(record)
     own_keys = set(backbone.state_dict())
     if not own_keys.issuperset(state):  # a checkpoint saved from our own network needs no renaming

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from pathlib import Path
 from types import ModuleType
 
 from wsi_dino.encoders import families
@@ -30,12 +31,14 @@ def builtin_records() -> tuple[EncoderSpec, ...]:
     return tuple(record for module in builtin_families().values() for record in module.RECORDS)
 
 
-def get_record(name: str) -> EncoderSpec:
+def get_record(name: str, *, near: Sequence[Path] = ()) -> EncoderSpec:
     """Return the record of one encoder.
 
     Args:
         name: a listed name, or ``timm/NAME`` for any model of timm (which imports timm to read its
             configuration).
+        near: files and folders of weights that the user named; a record that is made from the files of a
+            network (``hf/REPO``) is made from those that lie there.
 
     Raises:
         UnknownEncoderError: nothing has that name; the nearest is given.
@@ -50,7 +53,8 @@ def get_record(name: str) -> EncoderSpec:
     for module in builtin_families().values():
         prefix = getattr(module, "NAME_PREFIX", None)
         if prefix and name.startswith(prefix):
-            record: EncoderSpec = module.make_record(name)
+            near_files = hasattr(module, "make_record_near")
+            record: EncoderSpec = module.make_record_near(name, near) if near_files else module.make_record(name)
             return record
     working, broken = _plugins()
     for plugin in working:
