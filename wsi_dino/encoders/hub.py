@@ -34,14 +34,12 @@ class HubFile:
     """A file as it is asked of the hub.
 
     Attributes:
-        wanted_by: name of the encoder, for messages.
         repo: ``OWNER/NAME``.
         file: path inside the repository.
         revision: commit, tag or branch; None for the newest commit.
         sha256: what it must be, None where that is not known.
     """
 
-    wanted_by: str
     repo: str
     file: str
     revision: str | None = None
@@ -136,8 +134,8 @@ def ask_hub(wanted: HubFile) -> HubAnswer:
         time.sleep(2.0**attempt / 2)
     if told.commit_hash is None or told.etag is None or told.size is None:
         raise HubError(
-            f"Fetching {wanted.file} of {wanted.repo} for {wanted.wanted_by}: {url} answers, but not as a hub does "
-            "(commit, content or size are missing). Check HF_ENDPOINT, proxy and firewall.",
+            f"{url} answers, but not as a hub does (commit, content or size are missing). "
+            "Check HF_ENDPOINT, proxy and firewall.",
             "server",
         )
     return HubAnswer(told.location, told.size, told.etag, told.commit_hash)
@@ -256,8 +254,8 @@ def _require_published_bytes(wanted: HubFile, answer: HubAnswer, part: Path) -> 
     if got == published:
         cause = "are what the hub publishes now, but not what this encoder was tested with: nothing was kept"
     raise HubError(
-        f"Fetching {wanted.file} of {wanted.repo} for {wanted.wanted_by}: wrong checksum: expected SHA-256 "
-        f"{expected[:16]}..., got {got[:16]}.... The bytes {cause}.",
+        f"{wanted.file} of {wanted.repo} has the wrong checksum: expected SHA-256 {expected[:16]}..., "
+        f"got {got[:16]}.... The bytes {cause}.",
         "checksum",
     )
 
