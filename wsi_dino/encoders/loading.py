@@ -53,7 +53,7 @@ def load_encoder(
             another encoder or other weights.
         EncoderError: pooling, size, device or precision are not to be had.
     """
-    record = get_record(name)
+    record = get_record(name, near=[path for path in (weights, weights_dir) if path is not None])
     _refuse_volumes(record)
     adapted = None if adapter is None else read_adapter(adapter)
     if adapted is not None:
