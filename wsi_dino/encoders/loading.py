@@ -13,6 +13,8 @@ from wsi_dino.encoders.weights import locate_weights, verified_sha256
 from wsi_dino.errors import EncoderError
 
 if TYPE_CHECKING:
+    import torch
+
     from wsi_dino.encoders.backbone import Backbone
     from wsi_dino.encoders.encoder import Encoder
 
@@ -74,6 +76,7 @@ def load_encoder(
         precision=resolve_precision(precision, resolved_device, record.precisions),
         weights_sha256=loaded.sha256,
         weights_source=loaded.source,
+        weights_revision=loaded.revision,
         workers=workers,
         adapter=adapted,
     )
@@ -87,13 +90,15 @@ class LoadedBackbone:
         record: of the encoder.
         backbone: on the CPU, in float32.
         sha256: of the weights' file, or ``"random:SEED"``.
-        source: ``"file"``, ``"package"``, ``"cache"``, ``"hub"`` or ``"random:SEED"``.
+        source: ``"file"``, ``"package"``, ``"hub"`` (also by way of its cache) or ``"random:SEED"``.
+        revision: commit of the hub's repository, where it is known.
     """
 
     record: EncoderSpec
     backbone: Backbone
     sha256: str
     source: str
+    revision: str | None = None
 
 
 def load_backbone(
@@ -105,7 +110,7 @@ def load_backbone(
 ) -> LoadedBackbone:
     """Return the network of `record` with its weights; arguments and errors as for `load_encoder`."""
     if random_weights is None:
-        return LoadedBackbone(record, *_trained(record, weights, weights_dir))
+        return _trained(record, weights, weights_dir)
     return LoadedBackbone(record, *_untrained(record, random_weights))
 
 
@@ -140,25 +145,55 @@ def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | Non
         )
 
 
-def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> tuple[Backbone, str, str]:
+def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> LoadedBackbone:
     family = family_of(record)
     if hasattr(family, "load"):
-        loaded: tuple[Backbone, str, str] = family.load(record, weights, weights_dir)
-        return loaded
-    packaged = family.packaged_weights(record) if hasattr(family, "packaged_weights") else None
-    found = locate_weights(record, packaged=packaged, weights=weights, weights_dir=weights_dir)
+        return LoadedBackbone(record, *family.load(record, weights, weights_dir))
+    found = locate_weights(record, packaged=packaged_weights(record), weights=weights, weights_dir=weights_dir)
     sha256 = verified_sha256(record, found)
-    from wsi_dino.encoders.checkpoint import load_strictly, read_checkpoint
+    from wsi_dino.encoders.checkpoint import load_strictly
 
-    state = read_checkpoint(found.path)
+    backbone, state = network_and_state(record, found.path)
+    load_strictly(backbone, state, record.name, found.path)
+    # A second run finds in the cache what the first fetched: both must write the same.
+    source = "hub" if found.source == "cache" else found.source
+    return LoadedBackbone(record, backbone, sha256, source, found.revision)
+
+
+def packaged_weights(record: EncoderSpec) -> Path | None:
+    """Return the weights of `record` inside an installed package or beside its plug-in, or None."""
+    family = family_of(record)
+    found: Path | None = family.packaged_weights(record) if hasattr(family, "packaged_weights") else None
+    return found
+
+
+def network_and_state(
+    record: EncoderSpec, path: Path, *, device: str = "cpu"
+) -> tuple[Backbone, dict[str, torch.Tensor]]:
+    """Return the network that a checkpoint needs, without weights, and the checkpoint under its names.
+
+    Args:
+        record: of the encoder.
+        path: the checkpoint.
+        device: where the network is made; ``"meta"`` makes it without memory.
+
+    Raises:
+        WeightsError: the file is truncated or corrupt, holds code or no tensors.
+    """
+    import torch
+
+    from wsi_dino.encoders.checkpoint import read_checkpoint
+
+    family = family_of(record)
+    state = read_checkpoint(path)
     record = family.fitted(record, state) if hasattr(family, "fitted") else record
-    backbone: Backbone = family.build(record)
+    with torch.device(device):
+        backbone: Backbone = family.build(record)
     own_keys = set(backbone.state_dict())
     if not own_keys.issuperset(state):  # a checkpoint saved from our own network needs no renaming
         state = family.convert(state, record) if hasattr(family, "convert") else state
         state = _under_model(state, own_keys)
-    load_strictly(backbone, state, record.name, found.path)
-    return backbone, sha256, found.source
+    return backbone, state
 
 
 def _under_model(state: dict, own_keys: set[str]) -> dict:

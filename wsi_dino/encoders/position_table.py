@@ -14,7 +14,7 @@ class PlainTableVit(TimmVit):
     """A ViT of timm that resamples its position table by plain bicubic interpolation.
 
     So do Meta's DINOv2 without registers, MAE and the transformers library; timm smooths before it
-    shrinks, which turns DINOv2's vectors at 224 px (a table made for 518 px) noticeably.
+    shrinks, and so gives other vectors at 224 px where a table was made for 518 px, as DINOv2's are.
     """
 
     def tokens(self, pixels: Tensor) -> Tensor:

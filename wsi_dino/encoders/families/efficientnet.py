@@ -23,6 +23,7 @@ RECORDS = (
         architecture="tf_efficientnet_lite0",
         embed_dim=1280,
         input_multiple_px=32,
+        crop_fraction=0.875,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         pooling="avg",
