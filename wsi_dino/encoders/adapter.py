@@ -22,9 +22,30 @@ Target = Literal["attention", "mlp"]
 WEIGHTS_FILE, RECORD_FILE, PEFT_FILE = "adapter_model.safetensors", "adapter.json", "adapter_config.json"
 
 _KEY = "wsi_dino"
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w.+@-]+")
+_OF_FOLD = re.compile(r"\+lora-.+-fold-\d+")
 # Libraries that decide what is learnt, besides those of every result.
 _VERSIONED = ("peft", "transformers")
+
+
+def fold_adapter_name(task: str, fold: int) -> str:
+    """Return the name of the adapter of one fold of a cross-validated task.
+
+    Examples:
+        >>> fold_adapter_name("bcnb-er", 0)
+        'lora-bcnb-er-fold-0'
+    """
+    return f"lora-{task}-fold-{fold}"
+
+
+def is_adapted_to_a_fold(encoder: str) -> bool:
+    """Tell whether an encoder's name (or its folder's) says that it was adapted in a cross-validation.
+
+    Examples:
+        >>> is_adapted_to_a_fold("dinov3-s+lora-bcnb-er-fold-0"), is_adapted_to_a_fold("dinov3-s+mine")
+        (True, False)
+    """
+    return _OF_FOLD.search(encoder) is not None
 
 
 class AdapterSpec(BaseModel):
@@ -110,7 +131,7 @@ class AdapterRecord(BaseModel):
     @classmethod
     def _is_plain(cls, name: str) -> str:
         if not _NAME.fullmatch(name):
-            raise ValueError("a name is made of letters, digits, '.', '_' and '-'")
+            raise ValueError("a name is made of letters, digits and . _ + @ -")
         return name
 
     @classmethod

@@ -25,6 +25,7 @@ from wsi_dino.run_folder import RunFolder
 
 Report = Callable[..., None]
 Bars = Callable[[str, str], AbstractContextManager[Report]]
+OfFold = Callable[[int], Material]
 _RESULTS = ("metrics.json", "predictions.csv", "report.html", "splits.csv")
 
 
@@ -91,7 +92,7 @@ def make_split(material: Material, request: MilRequest) -> Split:
 
 def run_mil(
     run: RunFolder, material: Material, request: MilRequest, *, pictures: SlidePictures | None = None,
-    bars: Bars = _no_bar,
+    bars: Bars = _no_bar, split: Split | None = None, of_fold: OfFold | None = None,
 ) -> MilOutcome:  # fmt: skip
     """Cross-validate a task and write everything about it to ``RUN/mil/TASK/ENCODER``.
 
@@ -104,19 +105,24 @@ def run_mil(
         request: what is asked.
         pictures: reads slides for report and heatmaps; without it the report has no pictures.
         bars: opens a progress bar by title and unit.
+        split: the folds; None to make them as `request` says.
+        of_fold: gives the slides and features of one fold by its number, where folds have their own.
 
     Raises:
         SplitError, CohortError, FeatureFileError: the input cannot be used.
         StorageError: the disk is full or the folder cannot be written.
     """
-    split = make_split(material, request)
+    split = split or make_split(material, request)
+    of_fold = of_fold or (lambda number: material)
     folder = run.mil(material.task.name, material.encoder)
     files = FoldFiles(folder)
-    identity = _identity(material, split, request)
+    items = [fold_item(of_fold(number), fold, number, request.learning) for number, fold in enumerate(split)]
+    # changes with anything that can change a result of this task
+    identity = fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
     _start(run, folder, material, identity)
-    queue = _queue(run, material, split, request, files)
+    queue = ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
     with bars("folds", "epochs") as progress:
-        _work(queue, material, split, request, files, progress)
+        _work(queue, of_fold, split, request, files, progress)
     rows = queue.rows()
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
@@ -127,12 +133,6 @@ def run_mil(
     run.write_row("mil", f"{material.task.name}-{material.encoder}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
     return MilOutcome(folder, metrics, queue.n_reused, missing, report)
-
-
-def _identity(material: Material, split: Split, request: MilRequest) -> str:
-    """Return what changes with anything that can change a result of this task."""
-    items = [fold_item(material, fold, number, request.learning) for number, fold in enumerate(split)]
-    return fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
 
 
 def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> None:
@@ -146,13 +146,8 @@ def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> N
             path.unlink(missing_ok=True)
 
 
-def _queue(run: RunFolder, material: Material, split: Split, request: MilRequest, files: FoldFiles) -> ItemQueue:
-    items = [fold_item(material, fold, number, request.learning) for number, fold in enumerate(split)]
-    return ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
-
-
 def _work(
-    queue: ItemQueue, material: Material, split: Split, request: MilRequest, files: FoldFiles, progress: Report
+    queue: ItemQueue, of_fold: OfFold, split: Split, request: MilRequest, files: FoldFiles, progress: Report
 ) -> None:
     epochs = request.learning.spec.epochs
     progress(0, total=len(split) * epochs)
@@ -160,7 +155,7 @@ def _work(
         number = int(claimed.item.key.rpartition("-")[2])
         shown = _EpochProgress(progress, number, len(split), epochs)
         try:
-            row = learn_fold(material, split, number, request.learning, files, shown)
+            row = learn_fold(of_fold(number), split, number, request.learning, files, shown)
         except BaseException:
             queue.give_back(claimed)
             raise

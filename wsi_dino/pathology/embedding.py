@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +85,7 @@ def embed_slides(
     workers: int = 0,
     progress: Report | None = None,
     notice: Callable[[str], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> EmbedOutcome:
     """Write ``features/ENCODER/SLIDE.h5`` for every tiled slide of `run`, and ``embed.csv``.
 
@@ -101,6 +102,7 @@ def embed_slides(
         workers: reading threads; 0 = one for each core.
         progress: told ``progress(n_tiles, total=, text=)``.
         notice: told what a reader should know before the work starts.
+        only: slides to embed; None for all of the run.
 
     Raises:
         ConfigError: nothing is tiled, or the run holds features that cannot be mixed with these.
@@ -112,7 +114,7 @@ def embed_slides(
             f"Embedding {run.path}: no slide of it is tiled. Run `wsi-dino tile SLIDES --run {run.path}` first."
         )
     tasks = make_tasks(encoders, spec)
-    planner = SlidePlanner(run, tasks, SlidePaths(slides_folder), stain, report)
+    planner = SlidePlanner(run, tasks, SlidePaths(slides_folder), stain, report, only)
     for task in tasks:
         n_other = check_features_folder(run, task, planner.slide_ids)
         if n_other:
