@@ -99,6 +99,18 @@ def embed(
             help="Seed of an untrained network, to measure speed without weights. Marked in the files.",
         ),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        _option(
+            _MODEL,
+            "--adapter",
+            help="Folder of a LoRA adapter (`mil --adapt lora` makes them) to put into the encoder; NAME=DIR for one "
+            "of several. Features go to RUN/features/ENCODER+ADAPTER.",
+        ),
+    ] = None,
+    called: Annotated[
+        str | None, _option(_MODEL, "--as", help="Name for the encoder with its --adapter, and for its features.")
+    ] = None,
     precision: Annotated[
         PrecisionName,
         _option(
@@ -162,6 +174,8 @@ def embed(
         weights=_per_encoder("--weights", weights, names),
         weights_dir=weights_dir,
         random_weights=random_weights,
+        adapter=_per_encoder("--adapter", adapter, names),
+        called=called,
         device=device,
         precision=precision,
         workers=workers,
@@ -235,8 +249,11 @@ def _load_encoders(
     input_px: Mapping[str, str],
     weights: Mapping[str, str],
     random_weights: int | None,
+    adapter: Mapping[str, str],
+    called: str | None,
     **settings: Any,
 ) -> list[Encoder]:
+    _check_adapters(names, adapter, called)
     if random_weights is not None and weights:
         raise ConfigError("--weights and --random-weights exclude each other: give one of them.")
     for name, file in weights.items():
@@ -256,10 +273,28 @@ def _load_encoders(
             input_px=sides.get(name),
             weights=Path(weights[name]) if name in weights else None,
             random_weights=random_weights,
+            adapter=Path(adapter[name]) if name in adapter else None,
+            called=called,
             **settings,
         )
         for name in names
     ]
+
+
+def _check_adapters(names: Sequence[str], adapter: Mapping[str, str], called: str | None) -> None:
+    """Refuse what can be told without torch: a folder that is no adapter, one of another encoder, a wrong --as."""
+    from wsi_dino.encoders.adapter import read_adapter
+
+    for name, folder in adapter.items():
+        read_adapter(Path(folder)).require_encoder(name)
+    if called is None:
+        return
+    if not adapter or len(names) > 1:
+        raise ConfigError(f"--as {called} names one encoder with its --adapter: give both, with one --encoder.")
+    from wsi_dino.encoders.registry import records
+
+    if called in {*names, *(record.name for record in records())}:
+        raise ConfigError(f"--as {called}: that is the name of an encoder without an adapter. Choose another.")
 
 
 def _side_px(text: str) -> int:
@@ -278,7 +313,7 @@ def _per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]
     for text in values or ():
         name, _, value = text.partition("=")
         named = bool(value) and name in names
-        if not named and option == "--weights" and len(names) > 1:
+        if not named and option in ("--weights", "--adapter") and len(names) > 1:
             raise ConfigError(
                 f"{option} {text}: with several encoders write NAME=FILE, NAME one of {', '.join(names)}."
             )

@@ -181,6 +181,18 @@ class Adapter:
         """Tell whether the adapter was trained or stopped on this slide, image or volume."""
         return item_fingerprint in self.record.trained_on.learnt_from
 
+    def require_encoder(self, name: str) -> None:
+        """Check the name of the encoder alone, before any weight is read.
+
+        Raises:
+            WeightsError: it is another one; both are named.
+        """
+        if self.record.encoder != name:
+            raise WeightsError(
+                f"Loading the adapter {self.folder}: it was trained on the encoder {self.record.encoder}, not on "
+                f"{name}. Use --encoder {self.record.encoder}."
+            )
+
     def require_base(self, encoder: EncoderSpec, weights_sha256: str) -> None:
         """Check that an encoder and its weights are those the adapter was trained on.
 
@@ -188,12 +200,7 @@ class Adapter:
             WeightsError: they are not; both are named.
         """
         record = self.record
-        if (record.encoder, record.architecture) != (encoder.name, encoder.architecture):
-            raise WeightsError(
-                f"Loading the adapter {self.folder}: it was trained on the encoder {record.encoder} "
-                f"({record.architecture}), not on {encoder.name} ({encoder.architecture}). "
-                f"Use --encoder {record.encoder}."
-            )
+        self.require_encoder(encoder.name)
         if record.base_weights_sha256 != weights_sha256:
             raise WeightsError(
                 f"Loading the adapter {self.folder}: it was trained on weights of {record.encoder} with SHA-256 "
