@@ -36,7 +36,7 @@ def resampled_positions(table: Tensor, height: int, width: int) -> Tensor:
     side = round((table.shape[1] - 1) ** 0.5)
     if (height, width) == (side, side):
         return table
-    grid = table[:, 1:].float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    grid = table[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     scale = ((height + _EXCESS_ROWS) / side, (width + _EXCESS_ROWS) / side)
     resampled = interpolate(grid, scale_factor=scale, mode="bicubic")
     return torch.cat([table[:, :1].float(), resampled.flatten(2).transpose(1, 2)], dim=1)
