@@ -41,7 +41,9 @@ class Encoder:
         pooling, input_px, embed_dim: as chosen for this encoder (``cls+mean`` doubles the dimension).
         device, precision: where and in which number format the network runs.
         weights_sha256: of the weights' file, or ``"random:SEED"``.
-        weights_source: ``"file"``, ``"package"``, ``"cache"``, ``"hub"`` or ``"random:SEED"``.
+        weights_source: ``"file"``, ``"package"``, ``"hub"`` (also by way of its cache) or ``"random:SEED"``.
+        weights_revision: commit of the hub's repository, where it is known. It does not say which vectors may be
+            mixed: the same file may stand in many commits.
         batch_size: images to give at once for full speed.
         adapter: what the weights were adapted with, or None.
     """
@@ -57,6 +59,7 @@ class Encoder:
         precision: Precision,
         weights_sha256: str,
         weights_source: str,
+        weights_revision: str | None = None,
         workers: int = 0,
         adapter: Adapter | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class Encoder:
         self._follow(spec, pooling)
         self.precision = precision
         self.weights_sha256, self.weights_source = weights_sha256, weights_source
+        self.weights_revision = weights_revision
         self._dtype = dtype_of(precision)
         self._backbone = prepare_for_inference(backbone, spec, input_px, device, self._dtype)
         self._executor: _Executor = (
@@ -93,6 +97,16 @@ class Encoder:
     def batch_size(self) -> int:
         """Images to give at once for full speed; depends on the device and the number of workers alone."""
         return self._executor.batch_size
+
+    @property
+    def chunk_size(self) -> int:
+        """Images that go through the network together, whatever the size of the batch."""
+        return self._executor.chunk_size
+
+    @property
+    def network(self) -> Backbone:
+        """The network as it runs, in eval mode, prepared for speed."""
+        return self._backbone
 
     def embed(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Return one vector an image.
@@ -147,6 +161,7 @@ class Encoder:
             "input_px": self.input_px,
             "weights_sha256": self.weights_sha256,
             "weights_source": self.weights_source,
+            "weights_revision": self.weights_revision,
             "adapter": None if self.adapter is None else self.adapter.sha256,
             "plugin_sha256": self.spec.plugin_sha256,
             "precision": self.precision,
