@@ -1,27 +1,62 @@
-"""`wsi-dino encoders`: what is known of each encoder, without loading any."""
+"""`wsi-dino encoders`: what is known of each encoder, without loading any; `encoders check` puts one to the test."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from wsi_dino.cli import console
-from wsi_dino.cli.options import JsonOption
+from wsi_dino.cli.embed import PrecisionName
+from wsi_dino.cli.encoder_check import CheckRequest, check_encoders
+from wsi_dino.cli.options import Device, DeviceOption, JsonOption
+from wsi_dino.errors import ConfigError
 
 _COLUMNS = ["name", "embed_dim", "input_px", "pooling", "parameters_m", "gated", "licence", "source"]
 
 
+def _checking(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel="With check", show_default=False)
+
+
 def encoders(
-    name: Annotated[
-        str | None, typer.Argument(help="One encoder; without it, all. Any model of timm is timm/NAME.")
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME | check NAME...]",
+            help="One encoder; without it, all. Any model of timm is timm/NAME. After `check`: those to check.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        _checking("--weights", help="Checkpoint to check with; else one on this machine, else random ones."),
+    ] = None,
+    random_weights: Annotated[int | None, _checking("--random-weights", help="Seed of untrained weights.")] = None,
+    px: Annotated[int | None, _checking("--px", help="Side of the square the network sees; else the record's.")] = None,
+    precision: Annotated[PrecisionName, _checking("--precision", help="Number format.")] = PrecisionName.auto,
+    device: DeviceOption = Device.auto,
+    known: Annotated[
+        Path | None, _checking("--known", help="File of known vectors to compare with, else ours.")
+    ] = None,
+    write_known: Annotated[
+        Path | None, _checking("--write-known", help="File to keep the known vector in, for later checks.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the encoders, or show the record of one.
+    """List the encoders, show the record of one, or check one.
 
-    A record tells dimension, preprocessing, pooling, licence and source.
+    A record tells dimension, preprocessing, pooling, licence and source. `wsi-dino encoders check NAME` measures
+    whether an encoder, also one of yours, does what every encoder must, and leaves with 1 when it does not.
     """
+    if words and words[0] == "check":
+        request = CheckRequest(weights, random_weights, px, device.value, precision.value, known, write_known)
+        check_encoders(words[1:], request, as_json=as_json)
+        return
+    if len(words or ()) > 1:
+        raise ConfigError(f"wsi-dino encoders {' '.join(words or ())}: expected one NAME, or `check NAME`.")
+    name = words[0] if words else None
     from wsi_dino.encoders.registry import get_record, records
 
     if name is None:
