@@ -12,7 +12,16 @@ from typing import Literal
 
 from wsi_dino.encoders.bundle_manifest import folder_name, read_manifest
 from wsi_dino.encoders.file_digests import remembered_sha256, reread_sha256
-from wsi_dino.encoders.hub import HubAnswer, HubFile, Progress, ask_hub, cached_file, fetch_file, published_sha256
+from wsi_dino.encoders.hub import (
+    HubAnswer,
+    HubFile,
+    Progress,
+    ask_hub,
+    cached_file,
+    fetch_file,
+    is_offline,
+    published_sha256,
+)
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.errors import HubError, WeightsError
 
@@ -119,7 +128,8 @@ def fetch_weights(record: EncoderSpec, progress: Progress | None = None) -> Weig
         raise WeightsError(_not_on_hub(record))
     wanted = hub_file(record)
     try:
-        _say(f"Fetching {wanted.file} of {wanted.repo}{_at(record)} for {record.name} ...")
+        if not is_offline():
+            _say(f"Fetching {wanted.file} of {wanted.repo}{_at(record)} for {record.name} ...")
         answer = ask_hub(wanted)
         _say(f"  {_announcement(record, answer)}")
         path = fetch_file(wanted, answer, progress)
