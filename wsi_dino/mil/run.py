@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_dino.errors import ConfigError
+from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.report import render_report
 from wsi_dino.evaluation.split import Split, make_folds, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
@@ -78,16 +79,20 @@ def _no_bar(title: str, unit: str) -> Iterator[Report]:
     yield lambda *_, **__: None
 
 
-def make_split(material: Material, request: MilRequest) -> Split:
+def make_split(cohort: Cohort, left_out: bool, request: MilRequest) -> Split:
     """Deal the patients into folds, or read how they are to be dealt.
+
+    Args:
+        cohort: the slides that take part.
+        left_out: whether labelled slides take no part; their patients may stand in a published split.
+        request: how.
 
     Raises:
         SplitError: too few patients of a class, or the table does not fit.
     """
     if request.splits is None:
-        return make_folds(material.cohort, request.folds, request.seed)
-    # patients whose slides were left out may stand in a published split
-    return read_split(request.splits, material.cohort, ignore_unknown=bool(material.labelled_left_out))
+        return make_folds(cohort, request.folds, request.seed)
+    return read_split(request.splits, cohort, ignore_unknown=left_out)
 
 
 def run_mil(
@@ -112,7 +117,7 @@ def run_mil(
         SplitError, CohortError, FeatureFileError: the input cannot be used.
         StorageError: the disk is full or the folder cannot be written.
     """
-    split = split or make_split(material, request)
+    split = split or make_split(material.cohort, bool(material.labelled_left_out), request)
     of_fold = of_fold or (lambda number: material)
     folder = run.mil(material.task.name, material.encoder)
     files = FoldFiles(folder)
