@@ -28,6 +28,12 @@ class Backbone(nn.Module):
             WeightsError: they do not.
         """
 
+    def fit_to(self, input_px: int) -> None:
+        """Make ready for images of another side than the record's; called once, before use, with weights in.
+
+        Networks that see the side for themselves need nothing.
+        """
+
     def vectors(self, pixels: Tensor, pooling: Pooling) -> Tensor:
         """Return (batch, dim) for normalised `pixels` (batch, 3, height, width)."""
         raise NotImplementedError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from wsi_dino.encoders.adapter import Adapter, read_adapter
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import family_of, get_record
-from wsi_dino.encoders.weights import locate_weights, verified_sha256
+from wsi_dino.encoders.weights import WeightsFile, locate_weights, verified_sha256
 from wsi_dino.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ def load_encoder(
     input_px: int | None = None,
     device: str = "auto",
     precision: str = "auto",
+    runtime: str = "torch",
     weights: Path | None = None,
     weights_dir: Path | None = None,
     random_weights: int | None = None,
     workers: int = 0,
+    processes: int = 1,
     adapter: Path | None = None,
     called: str | None = None,
 ) -> Encoder:
@@ -40,11 +42,14 @@ def load_encoder(
         pooling: one of the record's; None for its default.
         input_px: side of the square the network sees; None for the record's.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        precision: ``auto`` (bf16 where the device does it well), ``fp32``, ``bf16`` or ``fp16``.
+        precision: ``auto`` (bf16 where the device does it well), ``fp32``, ``bf16``, ``fp16`` or ``int8``.
+        runtime: ``torch``, ``torch-compile``, or on a CPU ``openvino`` or ``onnxruntime``. All but the first
+            are taken only if their vectors have a cosine of 0.999 to fp32 on generated tiles.
         weights: a checkpoint to use; nothing else is tried.
         weights_dir: folder of checkpoints, tried before cache and hub.
         random_weights: seed of an untrained network, for measuring speed only.
         workers: threads on a CPU; 0 for one a core.
+        processes: that share these threads, each taking its part.
         adapter: folder of a LoRA adapter for this encoder and these weights; pooling and size then default
             to those it was trained with.
         called: name of the encoder with its adapter; None for ``NAME+ADAPTER``.
@@ -53,7 +58,8 @@ def load_encoder(
         UnknownEncoderError: no encoder has that name.
         WeightsError: weights are missing, gated, corrupt or of another architecture, or the adapter is of
             another encoder or other weights.
-        EncoderError: pooling, size, device or precision are not to be had.
+        EncoderError: pooling, size, device, precision or runtime are not to be had, or the runtime's vectors
+            are not those of fp32.
     """
     record = get_record(name, near=[path for path in (weights, weights_dir) if path is not None])
     _refuse_volumes(record)
@@ -61,23 +67,21 @@ def load_encoder(
     if adapted is not None:
         pooling, input_px = pooling or adapted.record.pooling, input_px or adapted.record.input_px
     _check_choices(record, pooling, input_px)
-    from wsi_dino.encoders.devices import resolve_device, resolve_precision
-    from wsi_dino.encoders.encoder import Encoder
+    from wsi_dino.encoders.choice import RunningChoice
 
-    resolved_device = resolve_device(device)
+    choice = RunningChoice.of(record, device, precision, runtime)
     loaded = load_backbone(record, weights=weights, weights_dir=weights_dir, random_weights=random_weights)
     loaded.backbone.require_pooling(pooling or record.pooling)
-    return Encoder(
+    return choice.encoder(
         record if adapted is None else _merge(loaded, adapted, called),
         loaded.backbone,
         pooling=pooling or record.pooling,
         input_px=input_px or record.input_px,
-        device=resolved_device,
-        precision=resolve_precision(precision, resolved_device, record.precisions),
         weights_sha256=loaded.sha256,
         weights_source=loaded.source,
         weights_revision=loaded.revision,
         workers=workers,
+        processes=processes,
         adapter=adapted,
     )
 
@@ -149,7 +153,10 @@ def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None
     family = family_of(record)
     if hasattr(family, "load"):
         return LoadedBackbone(record, *family.load(record, weights, weights_dir))
-    found = locate_weights(record, packaged=packaged_weights(record), weights=weights, weights_dir=weights_dir)
+    if hasattr(family, "locate"):
+        found: WeightsFile = family.locate(record, weights, weights_dir)
+    else:
+        found = locate_weights(record, packaged=packaged_weights(record), weights=weights, weights_dir=weights_dir)
     sha256 = verified_sha256(record, found)
     from wsi_dino.encoders.checkpoint import load_strictly
 

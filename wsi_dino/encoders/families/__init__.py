@@ -8,6 +8,8 @@ returns a `wsi_dino.encoders.backbone.Backbone`. It may have:
 - ``packaged_weights(record)``: path of weights that come with an installed package;
 - ``NAME_PREFIX`` and ``make_record(name)``: for names that are not listed, such as ``timm/NAME``;
 - ``make_record_near(name, paths)``: the same for records made from files that lie with the weights;
+- ``locate(record, weights, weights_dir)``: for weights that may lie under several names; returns a
+  `wsi_dino.encoders.weights.WeightsFile`;
 - ``load(record, weights, weights_dir)``: for networks that are not one file of tensors beside ``build``'s
   module; returns the backbone with its weights, their SHA-256 and their source.
 """
