@@ -103,10 +103,6 @@ def check_adapt_options(given: Mapping[str, Any]) -> None:
             "--random-weights: an untrained encoder says nothing about the slides. Leave it out, or add "
             "--allow-random-weights to measure speed."
         )
-    from wsi_dino.encoders.registry import get_record
-
-    for name in given["encoder"]:
-        get_record(name)
 
 
 def adapt_spec(given: Mapping[str, Any]) -> AdaptSpec:
@@ -144,11 +140,12 @@ def make_adaptation(given: Mapping[str, Any], encoder: str, request: MilRequest)
     from wsi_dino.errors import EncoderError
     from wsi_dino.mil.adaptation import Adaptation, BaseEncoder
 
-    spec, record, pooling = adapt_spec(given), get_record(encoder), given["pooling"]
+    spec, pooling = adapt_spec(given), given["pooling"]
+    record = get_record(encoder, near=[path for path in (given["weights"], given["weights_dir"]) if path is not None])
     if pooling is not None and pooling not in record.poolings:
         raise EncoderError(f"Encoder {encoder}: expected a pooling of {', '.join(record.poolings)}, got {pooling!r}.")
     base = BaseEncoder(
-        encoder, pooling, None, given["weights"], given["weights_dir"], given["random_weights"],
+        record, pooling, None, given["weights"], given["weights_dir"], given["random_weights"],
         resolve_device(str(given["device"])), spec.precision, given["workers"],
     )  # fmt: skip
     tiles = {} if given["adapt_tiles"] is None else {"n_tiles": given["adapt_tiles"]}

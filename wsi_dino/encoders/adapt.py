@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class AdaptSpec(BaseModel):
     weight_decay: float = Field(default=1e-2, ge=0)
     batch_bags: int = Field(default=4, ge=1)
     images_at_once: int = Field(default=32, ge=1)
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
 
 
@@ -264,6 +264,7 @@ class AdaptedNetwork:
         self, backbone: Backbone, record: EncoderSpec, pooling: Pooling, input_px: int, device: str,
         precision: str = "fp32", images_at_once: int = 32,
     ) -> None:  # fmt: skip
+        backbone.fit_to(input_px)
         self.backbone, self.device = backbone.eval().to(device), device
         self._record, self._pooling, self._input_px, self._at_once = record, pooling, input_px, images_at_once
         self._rounds = precision == "bf16"

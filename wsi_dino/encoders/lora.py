@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wsi_dino.encoders.adapter import Adapter, AdapterSpec, Target
 from wsi_dino.encoders.backbone import Backbone
+from wsi_dino.encoders.extras import require_extra
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.torchvision_guard import ensure_torchvision
 from wsi_dino.errors import EncoderError, WeightsError
@@ -76,7 +76,8 @@ def add_adapter(backbone: Backbone, record: EncoderSpec, spec: AdapterSpec, *, s
     Raises:
         EncoderError: the network has no such layer, or ``peft`` is not installed.
     """
-    peft = _peft()
+    ensure_torchvision()  # peft imports transformers, which imports torchvision
+    peft = require_extra("peft", "lora", f"{record.name}, to be adapted")
     modules = lora_modules(backbone, record, spec.targets)
     for module in backbone.modules():
         # BEiT's and EVA's attention passes over the layer itself to add its biases, and with it over the adapter.
@@ -90,18 +91,6 @@ def add_adapter(backbone: Backbone, record: EncoderSpec, spec: AdapterSpec, *, s
         backbone.requires_grad_(False)
         peft.inject_adapter_in_model(config, backbone)
     return modules
-
-
-def _peft() -> Any:
-    ensure_torchvision()  # peft imports transformers, which imports torchvision
-    try:
-        import peft
-    except ModuleNotFoundError as error:
-        raise EncoderError(
-            f"Adapting an encoder needs the package peft, which is not installed ({error.name} is missing). "
-            "`pip install 'wsi_dino[lora]'`"
-        ) from error
-    return peft
 
 
 def adapter_parameters(backbone: Backbone) -> dict[str, nn.Parameter]:

@@ -28,7 +28,6 @@ from wsi_dino.encoders.adapter import (
 from wsi_dino.encoders.encoder import Encoder
 from wsi_dino.encoders.loading import LoadedBackbone, load_backbone, load_encoder
 from wsi_dino.encoders.record import EncoderSpec, Pooling
-from wsi_dino.encoders.registry import get_record
 from wsi_dino.errors import SlideError, TileGridError
 from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import Fold
@@ -69,10 +68,11 @@ class BaseEncoder:
     """The encoder that is adapted, and where its weights come from: see `loading.load_encoder`.
 
     Attributes:
+        record: of the encoder.
         tile_precision: number format when the slides are embedded, and of the products in training.
     """
 
-    name: str
+    record: EncoderSpec
     pooling: str | None = None
     input_px: int | None = None
     weights: Path | None = None
@@ -83,9 +83,9 @@ class BaseEncoder:
     workers: int = 0
 
     @property
-    def record(self) -> EncoderSpec:
-        """The record of the encoder."""
-        return get_record(self.name)
+    def name(self) -> str:
+        """The encoder's name."""
+        return self.record.name
 
     @property
     def chosen_pooling(self) -> Pooling:
@@ -100,9 +100,11 @@ class BaseEncoder:
 
     def load(self) -> LoadedBackbone:
         """Return the network as it is trained."""
-        return load_backbone(
+        loaded = load_backbone(
             self.record, weights=self.weights, weights_dir=self.weights_dir, random_weights=self.random_weights
         )
+        loaded.backbone.require_pooling(self.chosen_pooling)
+        return loaded
 
     def load_adapted(self, adapter: Path) -> Encoder:
         """Return the encoder with an adapter merged into it, ready to embed."""
