@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pytest
+
 ACCEPTED, NOT_ACCEPTED = "hf_accepted", "hf_not_accepted"
+_FORBIDDING = ("WSI_DINO_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _BAD_TOKEN = "Invalid credentials in Authorization header"
 
 
@@ -33,6 +37,7 @@ class LocalHub:
         broken_after: bytes after which a connection for content is cut, for so many requests each.
         damaged: whether the bytes that are sent are not those that were announced.
         status: an error that every request is answered with.
+        hold_after: bytes after which content stops coming until `released` is set.
         asked: method, path, ``Range`` and ``Authorization`` of every request.
     """
 
@@ -40,6 +45,8 @@ class LocalHub:
     broken_after: list[int] = field(default_factory=list)
     damaged: bool = False
     status: int = 0
+    hold_after: int = 0
+    released: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str, str, str]] = field(default_factory=list)
     port: int = 0
 
@@ -114,6 +121,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             cut = self.hub.broken_after.pop(0) if self.hub.broken_after else len(content)
+            if self.hub.hold_after:
+                self.wfile.write(content[start : start + self.hub.hold_after])
+                self.hub.released.wait(60)
+                return
             self.wfile.write(content[start : start + cut])
             self.close_connection = True
 
@@ -141,11 +152,30 @@ def running_hub(**repositories: Repository) -> Iterator[LocalHub]:
         thread.join()
 
 
+@contextmanager
+def hub_of_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """Serve a hub that this process uses, with an empty cache and no token below `folder`."""
+    from huggingface_hub import constants
+
+    with running_hub() as hub:
+        form = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": form,
+            "HF_HUB_CACHE": str(folder / "hub"),
+            "HF_TOKEN_PATH": str(folder / "token"),
+            "DOWNLOAD_CHUNK_SIZE": 32_768,  # what is lost at a break
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        for name in (*_FORBIDDING, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WSI_DINO_WEIGHTS_DIR"):
+            monkeypatch.delenv(name, raising=False)
+        yield hub
+
+
 def environment_of(hub: LocalHub, home: Path) -> dict[str, str]:
-    """Return the variables that make a new process use `hub`, with its cache in `home`."""
-    return {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home / "hf"),
-        "XDG_CACHE_HOME": str(home / "cache"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    """Return the environment of a new process that uses `hub`, with its caches in `home`."""
+    removed = (*_FORBIDDING, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "WSI_DINO_WEIGHTS_DIR")
+    kept = {name: value for name, value in os.environ.items() if name not in removed}
+    caches = {"HF_HOME": str(home / "hf"), "XDG_CACHE_HOME": str(home / "cache")}
+    return kept | caches | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_hub import ACCEPTED, NOT_ACCEPTED, LocalHub, Repository, running_hub
+from local_hub import ACCEPTED, NOT_ACCEPTED, LocalHub, Repository, hub_of_this_process
 
 from wsi_dino.encoders.hub import HubFile, ask_hub, cached_file, discard_cached, fetch_file, has_token
 from wsi_dino.errors import HubError, StorageError
@@ -21,21 +21,8 @@ _WANTED = HubFile(_REPO, _FILE)
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    from huggingface_hub import constants
-
-    with running_hub() as hub:
+    with hub_of_this_process(tmp_path, monkeypatch) as hub:
         hub.repositories[_REPO] = Repository({_FILE: _CONTENT})
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 32_768)  # what is lost at a break
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr("wsi_dino.encoders.hub.time.sleep", lambda seconds: None)
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-        for name in ("WSI_DINO_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
         yield hub
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from local_hub import LocalHub, Repository, running_hub
+from local_hub import LocalHub, Repository, hub_of_this_process
 from safetensors.torch import load_file, save_file
 
 from wsi_dino.encoders.checkpoint import read_checkpoint
@@ -93,15 +93,8 @@ def test_nothing_is_asked_of_the_network_when_it_is_forbidden(variable: str, mon
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    from huggingface_hub import constants
-
-    with running_hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        form = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", form)
-        for name in ("WSI_DINO_OFFLINE", "HF_HUB_OFFLINE", "HF_TOKEN"):
-            monkeypatch.delenv(name, raising=False)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    with hub_of_this_process(tmp_path, monkeypatch) as hub:
         yield hub
 
 
