@@ -37,8 +37,8 @@ def pad_as_tensorflow(network: nn.Module) -> int:
 def _same_convolution(convolution: nn.Conv2d) -> nn.Module:
     from timm.layers.conv2d_same import Conv2dSame
 
-    options: dict[str, Any] = {"stride": convolution.stride, "bias": convolution.bias is not None}
-    same = Conv2dSame(convolution.in_channels, convolution.out_channels, convolution.kernel_size, **options)
+    shape: dict[str, Any] = {"kernel_size": convolution.kernel_size, "stride": convolution.stride}
+    same = Conv2dSame(convolution.in_channels, convolution.out_channels, **shape, bias=convolution.bias is not None)
     same.weight = convolution.weight
     same.bias = convolution.bias
     return same

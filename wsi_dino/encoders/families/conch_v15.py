@@ -37,6 +37,11 @@ RECORDS = (
         parameters_m=306.1,
         licence="CC-BY-NC-ND-4.0",
         licence_url="https://huggingface.co/MahmoodLab/conchv1_5",
+        obligations=(
+            "Non-commercial, academic research only; that includes models trained on its outputs.",
+            "Give credit to the authors.",
+            "Do not pass on the weights: each user registers.",
+        ),
         gated=True,
         training_data="1.26M histology image-caption pairs (CoCa)",
         notes="Research use only; the terms must be accepted on the page before the weights can be fetched. TITAN "

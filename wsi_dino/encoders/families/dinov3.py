@@ -166,7 +166,7 @@ _META_UNUSED = ("rope_embed.periods", "mask_token", "qkv.bias_mask")
 
 
 def _from_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    result = {}
+    result: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key.endswith("qkv.bias"):
             # Key biases are masked out by Meta's own code, whatever the file holds.
