@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -37,7 +37,7 @@ class LocalHub:
         broken_after: bytes after which a connection for content is cut, for so many requests each.
         damaged: whether the bytes that are sent are not those that were announced.
         status: an error that every request is answered with.
-        hold_after: bytes after which content stops coming until `released` is set.
+        hold_after: bytes after which content waits until `released` is set.
         asked: method, path, ``Range`` and ``Authorization`` of every request.
     """
 
@@ -121,12 +121,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             cut = self.hub.broken_after.pop(0) if self.hub.broken_after else len(content)
-            if self.hub.hold_after:
-                self.wfile.write(content[start : start + self.hub.hold_after])
-                self.hub.released.wait(60)
-                return
-            self.wfile.write(content[start : start + cut])
+            with suppress(ConnectionError):  # who asked may have been killed
+                self._send(content[start : start + cut])
             self.close_connection = True
+
+    def _send(self, body: bytes) -> None:
+        before = self.hub.hold_after or len(body)
+        self.wfile.write(body[:before])
+        if body[before:]:
+            self.wfile.flush()
+            self.hub.released.wait(60)
+            self.wfile.write(body[before:])
 
     def _answer(self, status: int, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
