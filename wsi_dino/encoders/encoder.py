@@ -13,10 +13,12 @@ from torch import Tensor
 
 from wsi_dino.encoders.adapter import Adapter
 from wsi_dino.encoders.backbone import Backbone
+from wsi_dino.encoders.compiled_backbone import TorchCompiled, compile_backbone
 from wsi_dino.encoders.devices import dtype_of
 from wsi_dino.encoders.executors import CpuThreads, OneDevice
-from wsi_dino.encoders.preparation import prepare_for_inference
-from wsi_dino.encoders.record import EncoderSpec, Pooling, Precision
+from wsi_dino.encoders.preparation import fold_for_inference, pixel_dtype, prepare_for_inference
+from wsi_dino.encoders.record import EncoderSpec, Pooling
+from wsi_dino.encoders.runtimes import COMPILED, NumberFormat, Runtime
 from wsi_dino.errors import EncoderError
 
 Pixels = npt.NDArray[np.uint8] | Tensor
@@ -39,7 +41,7 @@ class Encoder:
     Attributes:
         spec: the record.
         pooling, input_px, embed_dim: as chosen for this encoder (``cls+mean`` doubles the dimension).
-        device, precision: where and in which number format the network runs.
+        device, precision, runtime: where, in which number format and by which library the network runs.
         weights_sha256: of the weights' file, or ``"random:SEED"``.
         weights_source: ``"file"``, ``"package"``, ``"hub"`` (also by way of its cache) or ``"random:SEED"``.
         weights_revision: commit of the hub's repository, where it is known. It does not say which vectors may be
@@ -56,22 +58,46 @@ class Encoder:
         pooling: str,
         input_px: int,
         device: str,
-        precision: Precision,
+        precision: NumberFormat,
+        runtime: Runtime = "torch",
         weights_sha256: str,
         weights_source: str,
         weights_revision: str | None = None,
         workers: int = 0,
+        processes: int = 1,
         adapter: Adapter | None = None,
     ) -> None:
         self.input_px, self.device, self.adapter = input_px, device, adapter
         self._follow(spec, pooling)
-        self.precision = precision
+        self.precision: NumberFormat = precision
+        self.runtime: Runtime = runtime
         self.weights_sha256, self.weights_source = weights_sha256, weights_source
         self.weights_revision = weights_revision
-        self._dtype = dtype_of(precision)
-        self._backbone = prepare_for_inference(backbone, spec, input_px, device, self._dtype)
-        self._executor: _Executor = (
-            CpuThreads(input_px, precision, workers) if device == "cpu" else OneDevice(device, self._vectors, input_px)
+        self._executor: _Executor
+        if runtime in COMPILED:
+            self._executor = threads = CpuThreads(input_px, precision, workers, processes)
+            self._backbone = self._exported(fold_for_inference(backbone, spec, input_px), threads)
+            self._dtype = torch.float32
+            return
+        self._backbone = prepare_for_inference(backbone, spec, input_px, device, dtype_of(precision))
+        self._dtype = pixel_dtype(self._backbone, precision)
+        self._executor = (
+            CpuThreads(input_px, precision, workers, processes)
+            if device == "cpu"
+            else OneDevice(device, self._vectors, input_px)
+        )
+        if runtime == "torch-compile":  # after the search for the largest chunk, which tries many shapes
+            self._backbone = TorchCompiled(self._backbone)
+
+    def _exported(self, folded: Backbone, threads: CpuThreads) -> Backbone:
+        return compile_backbone(
+            folded,
+            self.pooling,
+            self.spec.name,
+            runtime=self.runtime,
+            precision=self.precision,
+            chunk_shape=(threads.chunk_size, 3, self.input_px, self.input_px),
+            workers=threads.workers,
         )
 
     def _follow(self, spec: EncoderSpec, pooling: str) -> None:
@@ -165,13 +191,14 @@ class Encoder:
             "adapter": None if self.adapter is None else self.adapter.sha256,
             "plugin_sha256": self.spec.plugin_sha256,
             "precision": self.precision,
+            "runtime": self.runtime,
             "random_weights": int(self.weights_source.removeprefix("random:")) if random else None,
             "record": self.spec.model_dump(mode="json"),
         }
 
     def _vectors(self, pixels: Tensor) -> Tensor:
         with torch.inference_mode():
-            vectors = self._backbone.vectors(self._normalised(pixels), self.pooling)
+            vectors = self._backbone.vectors(self._normalised(pixels), self.pooling).float()
         if vectors.shape != (len(pixels), self.embed_dim):
             raise EncoderError(
                 f"Embedding with {self.spec.name}: expected vectors of shape {(len(pixels), self.embed_dim)} as its "
@@ -183,9 +210,15 @@ class Encoder:
         with torch.inference_mode():
             normalised = self._normalised(pixels)
             try:
-                return [item.float().cpu() for item in self._backbone.maps(normalised, layers)]
+                maps = [item.float().cpu() for item in self._backbone.maps(normalised, layers)]
             except (AssertionError, IndexError, KeyError, NotImplementedError) as error:
                 raise self._no_layer(layers) from error
+        if len(maps) != len(layers):
+            raise EncoderError(
+                f"Feature maps of {self.spec.name}: expected {len(layers)}, one for each of layers {tuple(layers)}, "
+                f"got {len(maps)} from its network."
+            )
+        return maps
 
     def _no_layer(self, layers: Sequence[int]) -> EncoderError:
         own = ", ".join(map(str, self.spec.feature_layers))
