@@ -13,8 +13,6 @@ from wsi_dino.cli.encoder_check import CheckRequest, check_encoders
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption
 from wsi_dino.errors import ConfigError
 
-_COLUMNS = ["name", "embed_dim", "input_px", "pooling", "parameters_m", "gated", "licence", "source"]
-
 
 def _checking(*names: str, help: str) -> Any:
     return typer.Option(*names, help=help, rich_help_panel="With check", show_default=False)
@@ -43,6 +41,9 @@ def encoders(
     write_known: Annotated[
         Path | None, _checking("--write-known", help="File to keep the known vector in, for later checks.")
     ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the page of the documentation: a table of all.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the encoders, show the record of one, or check one.
@@ -57,21 +58,33 @@ def encoders(
     if len(words or ()) > 1:
         raise ConfigError(f"wsi-dino encoders {' '.join(words or ())}: expected one NAME, or `check NAME`.")
     name = words[0] if words else None
-    from wsi_dino.encoders.registry import get_record, records
-
     if name is None:
-        rows = [record.model_dump(mode="json") for record in records()]
-        if as_json:
-            console.print_json({"encoders": rows})
-        else:
-            console.print_table(rows, _COLUMNS)
+        _list_all(as_markdown=as_markdown, as_json=as_json)
         return
+    from wsi_dino.encoders.registry import get_record
+
     record = get_record(name).model_dump(mode="json")
     if as_json:
         console.print_json(record)
         return
     for key, value in record.items():
-        print(f"{key:20s}  {_plain(value)}".rstrip())
+        text = " ".join(value) if key == "obligations" else _plain(value)
+        print(f"{key:20s}  {text}".rstrip())
+
+
+def _list_all(*, as_markdown: bool, as_json: bool) -> None:
+    from wsi_dino.encoders.record_table import SHORT_COLUMNS, markdown_page, short_rows
+    from wsi_dino.encoders.registry import builtin_records, name_patterns, records
+
+    if as_json:
+        console.print_json({"encoders": [record.model_dump(mode="json") for record in records()]})
+    elif as_markdown:
+        print(markdown_page(builtin_records(), name_patterns()), end="")
+    else:
+        console.print_table(short_rows(records()), list(SHORT_COLUMNS))
+        console.say("M: millions of parameters. paper: a row of the benchmark's tables. One whole: `encoders NAME`.")
+        for sentence in name_patterns():
+            console.say(sentence.replace("``", "`"))
 
 
 def _plain(value: object) -> str:

@@ -16,19 +16,29 @@ from wsi_dino.errors import EncoderError, UnknownEncoderError, nearest_name
 
 
 def records() -> tuple[EncoderSpec, ...]:
-    """Return the records of all listed encoders, ordered by name.
+    """Return the records of all listed encoders by family, plug-ins last.
 
     Examples:
         >>> "dinov3-s" in [record.name for record in records()]
         True
     """
-    listed = [*builtin_records(), *(record for plugin in _plugins()[0] for record in plugin.records)]
-    return tuple(sorted(listed, key=lambda record: record.name))
+    return (*builtin_records(), *(record for plugin in _plugins()[0] for record in plugin.records))
 
 
 def builtin_records() -> tuple[EncoderSpec, ...]:
     """Return the records of the encoders that are no plug-ins."""
     return tuple(record for module in builtin_families().values() for record in module.RECORDS)
+
+
+def name_patterns() -> tuple[str, ...]:
+    """Return a sentence for every kind of name that is not listed, such as ``timm/NAME``.
+
+    Examples:
+        >>> any("timm/NAME" in sentence for sentence in name_patterns())
+        True
+    """
+    modules = [module for module in builtin_families().values() if hasattr(module, "NAME_PREFIX")]
+    return tuple((module.__doc__ or module.NAME_PREFIX).splitlines()[0] for module in modules)
 
 
 def get_record(name: str, *, near: Sequence[Path] = ()) -> EncoderSpec:

@@ -109,6 +109,7 @@ def _from_record(record: EncoderSpec | None) -> dict[str, str]:
         return {"licence": "not known: this package has no record of the encoder"}
     facts = {
         "licence": f"{record.licence} {record.licence_url}".strip() + (" (gated)" if record.gated else ""),
+        "what the licence asks": " ".join(record.obligations),
         "source": record.source + (f" at {record.revision}" if record.revision else ""),
         "architecture": record.architecture,
         "parameters": "" if record.parameters_m is None else f"{record.parameters_m:g} million",
