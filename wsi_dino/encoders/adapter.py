@@ -240,7 +240,8 @@ def save_adapter(folder: Path, record: AdapterRecord, tensors: Mapping[str, Tens
 
     state = {name: tensor.detach().cpu().float().contiguous() for name, tensor in sorted(tensors.items())}
     with write_atomically(folder / WEIGHTS_FILE) as temporary:
-        temporary.write_bytes(save(state, metadata={_KEY: record.model_dump_json(), "format": "pt"}))
+        # one key only: safetensors writes several in an order of its own, and equal adapters must be equal bytes
+        temporary.write_bytes(save(state, metadata={_KEY: record.model_dump_json()}))
     write_json_atomically(folder / PEFT_FILE, _peft_config(record))
     sha256 = file_sha256(folder / WEIGHTS_FILE)
     write_json_atomically(folder / RECORD_FILE, {**record.model_dump(mode="json"), "sha256": sha256})
