@@ -13,12 +13,12 @@ import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.options import JsonOption
-from wsi_dino.errors import ConfigError, StorageError, WeightsError, WsiDinoError
+from wsi_dino.errors import ConfigError, HubError, StorageError, UnknownEncoderError, WeightsError, WsiDinoError
 
 if TYPE_CHECKING:
     from wsi_dino.encoders.hub import Progress
     from wsi_dino.encoders.record import EncoderSpec
-    from wsi_dino.encoders.weights import WeightsFile
+    from wsi_dino.encoders.weights_files import Files
 
 Row = dict[str, Any]
 _STATUS_COLUMNS = ["encoder", "where", "size", "revision", "sha256", "gated", "licence", "to_do"]
@@ -101,14 +101,9 @@ def _check_usage(action: Action, asked: list[str], to: Path | None, online: bool
 def _status(asked: list[str], weights_dir: Path | None, online: bool, as_json: bool) -> None:
     from wsi_dino.encoders.hub import has_token, is_offline
     from wsi_dino.encoders.registry import records
-    from wsi_dino.encoders.weights_state import hub_says, weights_state
 
-    chosen = [_record(name, weights_dir) for name in asked] or list(records())
-    rows: list[Row] = []
-    for record in chosen:
-        row: Row = vars(weights_state(record, weights_dir)).copy()
-        row |= {"hub_says": hub_says(record)} if online else {}
-        rows.append(row)
+    chosen = asked or [record.name for record in records()]
+    rows = [_state(name, weights_dir, online) for name in chosen]
     if as_json:
         console.print_json(
             {"command": "weights status", "is_token_set": has_token(), "is_offline": is_offline(), "rows": rows}
@@ -117,7 +112,17 @@ def _status(asked: list[str], weights_dir: Path | None, online: bool, as_json: b
     shown = [_for_the_eye(row) for row in rows]
     console.print_table(shown, [*_STATUS_COLUMNS, *(["hub_says"] if online else [])])
     token = "an access token is set" if has_token() else "no access token is set (only gated weights need one)"
-    console.say(f"{token}; {'the network is forbidden' if is_offline() else 'nothing was asked of the network'}")
+    console.say(f"{token}; {'the network is forbidden' if is_offline() else 'only --online asks the network'}")
+
+
+def _state(name: str, weights_dir: Path | None, online: bool) -> Row:
+    from wsi_dino.encoders.weights_state import hub_says, unseen_state, weights_state
+
+    try:
+        record = _record(name, weights_dir) if online else _known_record(name, weights_dir)
+    except HubError as error:
+        return vars(unseen_state(name)) | ({"hub_says": f"{error.kind}: {error}"} if online else {})
+    return vars(weights_state(record, weights_dir)) | ({"hub_says": hub_says(record)} if online else {})
 
 
 def _for_the_eye(row: Row) -> Row:
@@ -138,10 +143,10 @@ Work = Callable[[], Row]
 
 
 def _attempt(name: str, work: Work) -> Row:
-    """Return the row of one encoder; its failure is a row too. A full disk ends the command."""
+    """Return the row of one encoder; its failure is a row too. A wrong name or a full disk ends the command."""
     try:
         return {"encoder": name, "status": "done", "reason": "", **work()}
-    except StorageError:
+    except (StorageError, UnknownEncoderError):
         raise
     except WsiDinoError as error:
         kind = getattr(error, "kind", "file")
@@ -160,25 +165,25 @@ def _to_fetch(
 
 
 def _brought(record: EncoderSpec, file: Path | None, weights_dir: Path | None, to: Path | None) -> Row:
-    from wsi_dino.encoders.weights import fetch_weights
     from wsi_dino.encoders.weights_check import verify_weights
+    from wsi_dino.encoders.weights_files import fetch_files
 
     if record.dimensions == 3:
         raise WeightsError(f"{record.name} is listed for comparison only: it takes {record.takes}. {record.notes}")
-    found, fetched = _present(record, file, weights_dir), False
-    if found is None:
+    files, status = _present(record, file, weights_dir), "present"
+    if not files:
         with _bar(record.name) as progress:
-            found, fetched = fetch_weights(record, progress), True
-    if to is not None:
-        from wsi_dino.encoders.bundle import bundle_weights
+            files, status = fetch_files(record, progress), "fetched"
+    if to is None:
+        verdict = verify_weights(record, files, file, weights_dir)
+        row = _row(files[0].path, verdict.sha256, verdict.compared_with, record, files[0].revision)
+        return row | {"status": status}
+    from wsi_dino.encoders.bundle import bundle_weights
+    from wsi_dino.encoders.bundle_manifest import folder_name
 
-        manifest = bundle_weights(record, found, to)
-        path = to / record.name.replace("/", "__") / manifest.file
-        return _row(path, manifest.sha256, ("bundle",), record, found.revision)
-    verdict = verify_weights(record, found)
-    return _row(found.path, verdict.sha256, verdict.compared_with, record, found.revision) | {
-        "status": "fetched" if fetched else "present"
-    }
+    manifest = bundle_weights(record, files, to, file)
+    path = to / folder_name(record.name) / manifest.file
+    return _row(path, manifest.sha256, ("bundle",), record, manifest.revision)
 
 
 def _row(
@@ -195,28 +200,23 @@ def _row(
     }
 
 
-def _present(record: EncoderSpec, file: Path | None, weights_dir: Path | None) -> WeightsFile | None:
-    """Return the weights on this machine; a damaged file of the cache is removed, to be fetched anew."""
+def _present(record: EncoderSpec, file: Path | None, weights_dir: Path | None) -> Files:
+    """Return what is on this machine; a damaged file of the cache is removed, to be fetched anew."""
     from wsi_dino.encoders.hub import discard_cached
     from wsi_dino.encoders.weights import verified_sha256
+    from wsi_dino.encoders.weights_files import find_files
 
-    found = _local(record, file, weights_dir)
-    if found is None or found.source != "cache":
-        return found
-    try:
-        verified_sha256(record, found, reread=True)
-    except WeightsError as error:
-        console.say(f"{error}\n  Removed from the cache.")
-        discard_cached(found.path)
-        return None
-    return found
-
-
-def _local(record: EncoderSpec, file: Path | None, weights_dir: Path | None) -> WeightsFile | None:
-    from wsi_dino.encoders.loading import packaged_weights
-    from wsi_dino.encoders.weights import find_weights
-
-    return find_weights(record, packaged=packaged_weights(record), weights=file, weights_dir=weights_dir)
+    files = find_files(record, file, weights_dir)
+    damaged = False
+    for one in files:
+        if one.source == "cache":
+            try:
+                verified_sha256(record, one, reread=True)
+            except WeightsError as error:
+                console.say(f"{error}\n  Removed from the cache.")
+                discard_cached(one.path)
+                damaged = True
+    return () if damaged else files
 
 
 def _to_verify(asked: list[str], weights_dir: Path | None) -> Iterator[tuple[str, Work]]:
@@ -227,37 +227,38 @@ def _to_verify(asked: list[str], weights_dir: Path | None) -> Iterator[tuple[str
         if file is None and (Path(name).exists() or name.endswith((".pth", ".bin", ".pt", ".safetensors"))):
             yield name, partial(_verified_file, Path(name))
         else:
-            record = _record(name, file or weights_dir)
-            yield record.name, partial(_verified, record, file, weights_dir)
+            yield name, partial(_verified, name, file, weights_dir)
 
 
 def _all_local(weights_dir: Path | None) -> Iterator[tuple[str, Work]]:
     from wsi_dino.encoders.bundle import bundled_encoders
     from wsi_dino.encoders.registry import records
+    from wsi_dino.encoders.weights_files import find_files
 
     known = {record.name: record for record in records()}
     bundled = bundled_encoders(weights_dir) if weights_dir else []
     for name in [*known, *(name for name in bundled if name not in known)]:
-        record = known[name] if name in known else _record(name, weights_dir)
         try:
-            if _local(record, None, weights_dir) is None:
+            if name in known and not find_files(known[name], weights_dir=weights_dir):
                 continue
         except WeightsError as error:
             if weights_dir is not None and not weights_dir.is_dir():
                 raise ConfigError(str(error)) from error
-        yield name, partial(_verified, record, None, weights_dir)
+        yield name, partial(_verified, name, None, weights_dir)
 
 
-def _verified(record: EncoderSpec, file: Path | None, weights_dir: Path | None) -> Row:
+def _verified(name: str, file: Path | None, weights_dir: Path | None) -> Row:
     from wsi_dino.encoders.weights_check import verify_weights
+    from wsi_dino.encoders.weights_files import find_files
 
-    found = _local(record, file, weights_dir)
-    if found is None:
+    record = _known_record(name, file or weights_dir)
+    files = find_files(record, file, weights_dir)
+    if not files:
         raise WeightsError(
             f"{record.name}: its weights are not on this machine. `wsi-dino weights status {record.name}`"
         )
-    verdict = verify_weights(record, found)
-    row = _row(found.path, verdict.sha256, verdict.compared_with, record, found.revision)
+    verdict = verify_weights(record, files, file, weights_dir)
+    row = _row(files[0].path, verdict.sha256, verdict.compared_with, record, files[0].revision)
     return row | {"n_tensors": verdict.n_tensors, "fits": verdict.fits}
 
 
@@ -312,6 +313,14 @@ def _record(name: str, near: Path | None) -> EncoderSpec:
     from wsi_dino.encoders.registry import get_record
 
     return get_record(name, near=[near] if near else [])
+
+
+def _known_record(name: str, near: Path | None) -> EncoderSpec:
+    """Return a record without asking the hub, from whose files some records are made."""
+    from wsi_dino.encoders.hub import without_network
+
+    with without_network():
+        return _record(name, near)
 
 
 @contextmanager

@@ -6,47 +6,60 @@ import shutil
 from pathlib import Path
 
 from wsi_dino.encoders.bundle_manifest import MANIFEST_FILE, BundleManifest, folder_name, read_manifest
+from wsi_dino.encoders.file_digests import remembered_sha256
 from wsi_dino.encoders.record import EncoderSpec
-from wsi_dino.encoders.weights import WeightsFile
 from wsi_dino.encoders.weights_check import verify_weights
+from wsi_dino.encoders.weights_files import Files, expected_of, is_its_own_file
 from wsi_dino.errors import WeightsError
 from wsi_dino.provenance import file_sha256, write_atomically, write_json_atomically
 
 
-def bundle_weights(record: EncoderSpec, found: WeightsFile, folder: Path) -> BundleManifest:
-    """Copy the weights of an encoder into `folder`, with their manifest; ``--weights-dir`` takes that folder.
+def bundle_weights(record: EncoderSpec, files: Files, folder: Path, weights: Path | None = None) -> BundleManifest:
+    """Copy the files of an encoder into `folder`, with their manifest; ``--weights-dir`` takes that folder.
 
-    The file is verified before it is copied and its copy is read again before it gets its name; the
+    They are verified before they are copied and each copy is read again before it gets its name; the
     manifest comes last, so that a bundle is whole or is none.
 
     Args:
         record: of the encoder.
-        found: its weights on this machine.
+        files: its weights and what belongs to them on this machine, as `find_files` found them.
         folder: of the bundle; made if need be.
+        weights: the file that the user named, if so.
 
     Raises:
-        WeightsError: the file is damaged or of another network.
+        WeightsError: a file is damaged or of another network, or the encoder is itself a file.
         StorageError: `folder` cannot be written, or the disk is full.
     """
-    verdict = verify_weights(record, found)
-    manifest = BundleManifest(
+    if is_its_own_file(record):
+        path = files[0].path
+        raise WeightsError(f"Bundling {record.name}: it is the file {path} itself: copy that and name it there.")
+    verify_weights(record, files, weights=weights)
+    manifest = _manifest(record, files)
+    place = folder / folder_name(record.name)
+    for one, (target, sha256) in zip(files, expected_of(manifest, place).items(), strict=True):
+        if not target.is_file() or file_sha256(target) != sha256:
+            _copy(one.path, target, sha256)
+    write_json_atomically(place / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def _manifest(record: EncoderSpec, files: Files) -> BundleManifest:
+    first = files[0]
+    is_own = first.source == "file" and first.revision is None
+    return BundleManifest(
         encoder=record.name,
         # a user's own file keeps its name: the name at the source may hold digits of another checksum
-        file=found.path.name if found.source == "file" else record.weights_file,
-        sha256=verdict.sha256,
-        size_bytes=found.path.stat().st_size,
-        source=record.source if found.source != "file" or found.revision else f"file:{found.path.name}",
-        revision=found.revision,
+        file=record.weights_file if first.source != "file" and len(files) == 1 else first.path.name,
+        sha256=remembered_sha256(first.path),
+        size_bytes=first.path.stat().st_size,
+        companions={one.path.name: remembered_sha256(one.path) for one in files[1:]},
+        source=f"file:{first.path.name}" if is_own else record.source,
+        revision=first.revision,
         licence=record.licence,
         licence_url=record.licence_url,
         obligations=record.obligations,
         record=record.model_dump(mode="json"),
     )
-    place = folder / folder_name(record.name)
-    if not _is_there(place, manifest):
-        _copy(found.path, place / manifest.file, manifest.sha256)
-    write_json_atomically(place / MANIFEST_FILE, manifest)
-    return manifest
 
 
 def bundled_encoders(folder: Path) -> list[str]:
@@ -57,15 +70,6 @@ def bundled_encoders(folder: Path) -> list[str]:
     """
     manifests = (read_manifest(path.parent) for path in sorted(folder.glob(f"*/{MANIFEST_FILE}")))
     return [manifest.encoder for manifest in manifests if manifest is not None]
-
-
-def _is_there(place: Path, wanted: BundleManifest) -> bool:
-    try:
-        there = read_manifest(place)
-    except WeightsError:
-        return False
-    same = there is not None and (there.file, there.sha256) == (wanted.file, wanted.sha256)
-    return same and file_sha256(place / wanted.file) == wanted.sha256
 
 
 def _copy(source: Path, target: Path, sha256: str) -> None:

@@ -21,6 +21,7 @@ class BundleManifest(BaseModel):
         file: the weights, a path relative to the manifest's folder.
         sha256: of that file.
         size_bytes: of that file.
+        companions: SHA-256 of other files beside it that the encoder needs, by name.
         source: hub repository or package.
         revision: commit or version at the source; None where it is not known.
         licence, licence_url, obligations: terms under which the weights were received, as in the record.
@@ -34,6 +35,7 @@ class BundleManifest(BaseModel):
     file: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size_bytes: int
+    companions: dict[str, str] = {}
     source: str
     revision: str | None = None
     licence: str
@@ -41,13 +43,14 @@ class BundleManifest(BaseModel):
     obligations: tuple[str, ...] = ()
     record: dict[str, Any] = {}
 
-    @field_validator("file")
+    @field_validator("file", "companions")
     @classmethod
-    def _stays_inside(cls, file: str) -> str:
-        path = PurePosixPath(file)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise ValueError("must be a path inside the folder")
-        return file
+    def _stay_inside(cls, files: str | dict[str, str]) -> str | dict[str, str]:
+        for file in [files] if isinstance(files, str) else files:
+            path = PurePosixPath(file)
+            if path.is_absolute() or ".." in path.parts or not path.parts:
+                raise ValueError("must be a path inside the folder")
+        return files
 
 
 def folder_name(encoder: str) -> str:
@@ -77,6 +80,7 @@ def read_manifest(folder: Path) -> BundleManifest | None:
         raise WeightsError(
             f"Reading {path}: {place}: {first['msg']}. Make the bundle again: `wsi-dino weights bundle`."
         ) from error
-    if not (folder / manifest.file).is_file():
-        raise WeightsError(f"Reading {path}: it names {manifest.file}, which is not there. Copy the folder again.")
+    for file in (manifest.file, *manifest.companions):
+        if not (folder / file).is_file():
+            raise WeightsError(f"Reading {path}: it names {file}, which is not there. Copy the folder again.")
     return manifest

@@ -12,7 +12,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from io import BufferedRandom, FileIO
 from pathlib import Path
@@ -70,8 +72,23 @@ class Progress(Protocol):
         """Report."""
 
 
+_is_forbidden: ContextVar[bool] = ContextVar("_is_forbidden", default=False)
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Forbid the network to what is done inside, as the environment can for a whole command."""
+    before = _is_forbidden.set(True)
+    try:
+        yield
+    finally:
+        _is_forbidden.reset(before)
+
+
 def is_offline() -> bool:
-    """Return whether the environment forbids the network."""
+    """Return whether the network is forbidden, by the environment or by `without_network`."""
+    if _is_forbidden.get():
+        return True
     names = ("WSI_DINO_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(name, "").strip().lower() in _TRUE for name in names)
 

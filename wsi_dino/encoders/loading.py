@@ -152,7 +152,8 @@ def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | Non
 def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> LoadedBackbone:
     family = family_of(record)
     if hasattr(family, "load"):
-        return LoadedBackbone(record, *family.load(record, weights, weights_dir))
+        network, sha256, source = family.load(record, weights, weights_dir)
+        return LoadedBackbone(record, network, sha256, source, record.revision)
     if hasattr(family, "locate"):
         found: WeightsFile = family.locate(record, weights, weights_dir)
     else:

@@ -139,8 +139,13 @@ def fetch_weights(record: EncoderSpec, progress: Progress | None = None) -> Weig
     return WeightsFile(path, "hub", answer.revision, published_sha256(path))
 
 
-def _in_folder(record: EncoderSpec, folder: Path | None) -> WeightsFile | None:
-    named_by = "--weights-dir"
+def bundle_folder(record: EncoderSpec, weights_dir: Path | None) -> Path | None:
+    """Return where a bundle of `record` would lie, or None when no folder of weights is named.
+
+    Raises:
+        WeightsError: the folder that is named is none.
+    """
+    folder, named_by = weights_dir, "--weights-dir"
     if folder is None:
         text = os.environ.get(_FOLDER_VARIABLE, "").strip()
         if not text:
@@ -148,11 +153,17 @@ def _in_folder(record: EncoderSpec, folder: Path | None) -> WeightsFile | None:
         folder, named_by = Path(text), _FOLDER_VARIABLE
     if not folder.is_dir():
         raise WeightsError(f"Loading {record.name}: {named_by} {folder} is not a folder. Check the path.")
-    manifest = read_manifest(folder / folder_name(record.name))
+    return folder / folder_name(record.name)
+
+
+def _in_folder(record: EncoderSpec, weights_dir: Path | None) -> WeightsFile | None:
+    bundle = bundle_folder(record, weights_dir)
+    if bundle is None:
+        return None
+    manifest = read_manifest(bundle)
     if manifest is not None:
-        path = folder / folder_name(record.name) / manifest.file
-        return WeightsFile(path, "file", manifest.revision, manifest.sha256)
-    found = next((path for path in _folder_candidates(record, folder) if path.is_file()), None)
+        return WeightsFile(bundle / manifest.file, "file", manifest.revision, manifest.sha256)
+    found = next((path for path in _folder_candidates(record, bundle.parent) if path.is_file()), None)
     return None if found is None else WeightsFile(found, "file")
 
 

@@ -10,6 +10,7 @@ from wsi_dino.encoders.loading import load_backbone, network_and_state
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import family_of, records
 from wsi_dino.encoders.weights import WeightsFile, expected_digests, verified_sha256
+from wsi_dino.encoders.weights_files import Files
 from wsi_dino.errors import WeightsError
 
 _FOLDERS_LOOKED_UP = 3
@@ -37,29 +38,33 @@ class Verdict:
     fits: bool
 
 
-def verify_weights(record: EncoderSpec, found: WeightsFile, weights_dir: Path | None = None) -> Verdict:
-    """Check a file against what is known of it and against the network of `record`, which is made without memory.
+def verify_weights(
+    record: EncoderSpec, files: Files, weights: Path | None = None, weights_dir: Path | None = None
+) -> Verdict:
+    """Check files against what is known of them and against the network of `record`, which is made without memory.
 
     Args:
         record: of the encoder.
-        found: the file.
-        weights_dir: folder it was found in, for encoders that are more than one file.
+        files: as `find_files` found them.
+        weights: the file that the user named, if so.
+        weights_dir: the folder that the user named, if so.
 
     Raises:
         WeightsError: wrong checksum, truncated, corrupt, holds code, or is of another architecture.
     """
-    sha256 = verified_sha256(record, found, reread=True)
+    found = files[0]
+    digests = [verified_sha256(record, one, reread=True) for one in files]
     compared_with = tuple(expected_digests(record, found))
     if hasattr(family_of(record), "load"):
-        load_backbone(record, weights=None if weights_dir else found.path, weights_dir=weights_dir)
-        return Verdict(found.path, record.name, sha256, compared_with, None, True)
+        loaded = load_backbone(record, weights=weights, weights_dir=weights_dir)
+        return Verdict(found.path, record.name, loaded.sha256, compared_with, None, True)
     from wsi_dino.encoders.checkpoint import read_checkpoint, require_fit
 
     if record.dimensions == 3:
-        return Verdict(found.path, record.name, sha256, compared_with, len(read_checkpoint(found.path)), False)
+        return Verdict(found.path, record.name, digests[0], compared_with, len(read_checkpoint(found.path)), False)
     network, state = network_and_state(record, found.path, device="meta")
     require_fit(network, state, record.name, found.path)
-    return Verdict(found.path, record.name, sha256, compared_with, len(state), True)
+    return Verdict(found.path, record.name, digests[0], compared_with, len(state), True)
 
 
 def verify_file(path: Path) -> Verdict:
@@ -74,7 +79,8 @@ def verify_file(path: Path) -> Verdict:
 
     bundled = _bundled(path)
     if bundled is not None:
-        return verify_weights(get_record(bundled[0]), bundled[1])
+        name, one = bundled
+        return verify_weights(get_record(name, near=[path.parent]), (one,), weights=path)
     found = WeightsFile(path, "file")
     unknown = EncoderSpec(
         name=path.name, architecture="", embed_dim=0, pooling="output", poolings=("output",), source="", licence=""
@@ -82,7 +88,7 @@ def verify_file(path: Path) -> Verdict:
     sha256 = verified_sha256(unknown, found, reread=True)
     owner = next((record for record in records() if record.weights_sha256 == sha256), None)
     if owner is not None:
-        verdict = verify_weights(owner, found)
+        verdict = verify_weights(owner, (found,), weights=path)
         return Verdict(path, owner.name, sha256, ("record",), verdict.n_tensors, verdict.fits)
     from wsi_dino.encoders.checkpoint import read_checkpoint
 

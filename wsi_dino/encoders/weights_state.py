@@ -8,9 +8,9 @@ from typing import Literal
 
 from wsi_dino.encoders.hub import ask_hub, has_token, is_offline
 from wsi_dino.encoders.hub_refusals import terms_page
-from wsi_dino.encoders.loading import packaged_weights
 from wsi_dino.encoders.record import EncoderSpec
-from wsi_dino.encoders.weights import WeightsFile, expected_digests, find_weights, hub_file, is_on_hub
+from wsi_dino.encoders.weights import expected_digests, hub_file, is_on_hub
+from wsi_dino.encoders.weights_files import find_files
 from wsi_dino.errors import HubError, WeightsError
 
 Where = Literal["file", "package", "cache", "hub", "elsewhere", "none"]
@@ -25,7 +25,8 @@ class WeightsState:
         where: ``"file"`` (in the folder of weights), ``"package"``, ``"cache"``, ``"hub"`` (a command would fetch
             them), ``"elsewhere"`` (public, but to be fetched by hand), ``"none"``.
         path: of the file, None where there is none on this machine.
-        size_mb: of the file; of one not here yet an estimate from the number of parameters, as fp32.
+        size_mb: of the file, or of all that belong together; of what is not here yet an estimate from the
+            number of parameters, as fp32.
         is_size_estimated: whether it is that.
         revision: of the file, or the one that would be fetched; None for the newest.
         is_sha256_known: whether the file can be told from a damaged one.
@@ -59,20 +60,20 @@ def weights_state(record: EncoderSpec, weights_dir: Path | None = None) -> Weigh
     """
     trouble = ""
     try:
-        found = _find(record, weights_dir)
+        found = find_files(record, weights_dir=weights_dir)
     except WeightsError as error:
         if weights_dir is not None and not weights_dir.is_dir():
             raise
-        found, trouble = None, str(error)
+        found, trouble = (), str(error)
     estimate = None if record.parameters_m is None else record.parameters_m * 4
     return WeightsState(
         encoder=record.name,
-        where=found.source if found else _where(record),
-        path=found.path if found else None,
-        size_mb=round(found.path.stat().st_size / 1e6, 1) if found else estimate,
-        is_size_estimated=found is None and estimate is not None,
-        revision=found.revision if found else record.revision,
-        is_sha256_known=bool(expected_digests(record, found)) if found else record.weights_sha256 is not None,
+        where=found[0].source if found else _where(record),
+        path=found[0].path if found else None,
+        size_mb=round(sum(one.path.stat().st_size for one in found) / 1e6, 1) if found else estimate,
+        is_size_estimated=not found and estimate is not None,
+        revision=found[0].revision if found else record.revision,
+        is_sha256_known=bool(expected_digests(record, found[0])) if found else record.weights_sha256 is not None,
         is_gated=record.gated,
         terms_page=terms_page(record.source) if record.gated and is_on_hub(record) else "",
         licence=record.licence,
@@ -80,11 +81,21 @@ def weights_state(record: EncoderSpec, weights_dir: Path | None = None) -> Weigh
     )
 
 
-def _find(record: EncoderSpec, weights_dir: Path | None) -> WeightsFile | None:
-    path = Path(record.source.removeprefix("file:"))
-    if record.source.startswith("file:") and path.is_file():
-        return WeightsFile(path, "file")
-    return find_weights(record, packaged=packaged_weights(record), weights_dir=weights_dir)
+def unseen_state(name: str) -> WeightsState:
+    """Return how an encoder stands whose very record is made from files of the hub that are not here yet."""
+    return WeightsState(
+        encoder=name,
+        where="none" if is_offline() else "hub",
+        path=None,
+        size_mb=None,
+        is_size_estimated=False,
+        revision=None,
+        is_sha256_known=False,
+        is_gated=False,
+        terms_page="",
+        licence="unknown until it is fetched",
+        to_do=f"wsi-dino weights fetch {name}",
+    )
 
 
 def _where(record: EncoderSpec) -> Where:

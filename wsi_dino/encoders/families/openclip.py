@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wsi_dino.encoders.backbone import Backbone
+    from wsi_dino.encoders.hub import Progress
     from wsi_dino.encoders.open_clip_tower import OpenClipTower
     from wsi_dino.encoders.weights import WeightsFile
 
@@ -161,21 +162,37 @@ def locate(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) 
         WeightsError: there are none, or the name of the encoder does not say which are meant.
         HubError: the hub does not give them.
     """
-    from wsi_dino.encoders import weights as places
+    return (find_files(record, weights, weights_dir) or fetch_files(record))[0]
 
-    named = [record.model_copy(update={"weights_file": file}) for file in _file_names(record)]
-    for one in named:
-        found = places.find_weights(one, weights=weights, weights_dir=weights_dir)
+
+def find_files(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> tuple[WeightsFile, ...]:
+    """Return the weights that are on this machine, under either of their names, or nothing."""
+    from wsi_dino.encoders.weights import find_weights
+
+    for one in _under_each_name(record):
+        found = find_weights(one, weights=weights, weights_dir=weights_dir)
         if found is not None:
-            return found
+            return (found,)
+    return ()
+
+
+def fetch_files(record: EncoderSpec, progress: Progress | None = None) -> tuple[WeightsFile, ...]:
+    """Return the weights from the hub, under whichever of their names it has them."""
+    from wsi_dino.encoders.weights import fetch_weights
+
     if not record.architecture_options["tag"]:
         raise WeightsError(f"Loading {record.name}: no weights are given. {record.notes} Or give --weights FILE.")
+    first, *others = _under_each_name(record)
     try:
-        return places.fetch_weights(named[0])
+        return (fetch_weights(first, progress),)
     except HubError as error:
-        if error.kind != "no-file" or len(named) == 1:
+        if error.kind != "no-file" or not others:
             raise
-        return places.fetch_weights(named[1])
+        return (fetch_weights(others[0], progress),)
+
+
+def _under_each_name(record: EncoderSpec) -> list[EncoderSpec]:
+    return [record.model_copy(update={"weights_file": file}) for file in _file_names(record)]
 
 
 def _file_names(record: EncoderSpec) -> tuple[str, ...]:
