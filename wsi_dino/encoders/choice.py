@@ -9,7 +9,7 @@ from typing import Any, Self
 from wsi_dino.encoders.backbone import Backbone
 from wsi_dino.encoders.devices import candidate_formats, resolve_device
 from wsi_dino.encoders.encoder import Encoder
-from wsi_dino.encoders.faithfulness import first_faithful
+from wsi_dino.encoders.faithfulness import MakeEncoder, first_faithful
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.runtimes import COMPILED, Runtime, parse_runtime
 from wsi_dino.errors import EncoderError
@@ -59,7 +59,7 @@ class RunningChoice:
             runtime=self.runtime,
             is_convolutional=backbone.is_convolutional,
         )
-        make = partial(Encoder, record, device=self.device, **settings)
+        make: MakeEncoder = partial(Encoder, record, device=self.device, **settings)
         is_sure = self.runtime == "torch" and (len(formats) == 1 or not backbone.is_convolutional)
         if is_sure:
             return make(backbone, precision=formats[0], runtime=self.runtime)

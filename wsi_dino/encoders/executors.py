@@ -87,7 +87,7 @@ class OneDevice:
     def __init__(self, device: str, function: Callable[[Tensor], Any], input_px: int) -> None:
         self.device = device
         self.chunk_size = self.batch_size = _largest_chunk(device, function, input_px)
-        self._copying = torch.cuda.Stream(device) if device.startswith("cuda") else None
+        self._copying: Any = torch.cuda.Stream(device) if device.startswith("cuda") else None  # type: ignore[no-untyped-call]
         self._halving = threading.Lock()
 
     def run(self, function: Callable[[Tensor], Any], pixels: Tensor) -> list[Any]:

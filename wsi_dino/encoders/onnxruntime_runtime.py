@@ -7,16 +7,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wsi_dino.encoders.compiled_backbone import Pixels, Run
+from wsi_dino.encoders.compiled_backbone import Pixels, Run, VectorsOnly
 from wsi_dino.encoders.extras import require_extra
 from wsi_dino.encoders.runtimes import NumberFormat
 
 _OPSET = 17
 
 
-def compile_network(network: nn.Module, example: Tensor, precision: NumberFormat, *, workers: int, encoder: str) -> Run:
+def compile_network(
+    network: VectorsOnly, example: Tensor, precision: NumberFormat, *, workers: int, encoder: str
+) -> Run:
     """Return a function that runs `network` on chunks of the shape of `example`, on one core a call.
 
     Args:
@@ -48,7 +50,7 @@ def compile_network(network: nn.Module, example: Tensor, precision: NumberFormat
     return run
 
 
-def write_onnx(network: nn.Module, example: Tensor, folder: Path, encoder: str) -> Path:
+def write_onnx(network: VectorsOnly, example: Tensor, folder: Path, encoder: str) -> Path:
     """Write `network` for the shape of `example` as ``folder/network.onnx``, input ``pixels``, output ``vectors``.
 
     Raises:

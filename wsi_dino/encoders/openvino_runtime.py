@@ -8,16 +8,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wsi_dino.encoders.compiled_backbone import Pixels, Run
+from wsi_dino.encoders.compiled_backbone import Pixels, Run, VectorsOnly
 from wsi_dino.encoders.extras import require_extra
 from wsi_dino.encoders.runtimes import NumberFormat
 
 _HINTS: dict[NumberFormat, str] = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
-def compile_network(network: nn.Module, example: Tensor, precision: NumberFormat, *, workers: int, encoder: str) -> Run:
+def compile_network(
+    network: VectorsOnly, example: Tensor, precision: NumberFormat, *, workers: int, encoder: str
+) -> Run:
     """Return a function that runs `network` on chunks of the shape of `example`, on one core a call.
 
     Args:
@@ -44,7 +46,9 @@ def compile_network(network: nn.Module, example: Tensor, precision: NumberFormat
     )
 
 
-def _model(openvino: Any, core: Any, network: nn.Module, example: Tensor, precision: NumberFormat, encoder: str) -> Any:
+def _model(
+    openvino: Any, core: Any, network: VectorsOnly, example: Tensor, precision: NumberFormat, encoder: str
+) -> Any:
     if precision == "int8":
         from wsi_dino.encoders.quantisation import write_int8_onnx
 
@@ -52,7 +56,7 @@ def _model(openvino: Any, core: Any, network: nn.Module, example: Tensor, precis
             model = core.read_model(write_int8_onnx(network, example, Path(folder), encoder))
             return openvino.Model(model.outputs, model.get_parameters(), encoder).clone()
     # Freezing computes what depends on the shape alone (rotary positions, say) once, here.
-    traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
+    traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
     return openvino.convert_model(traced, example_input=example, input=[tuple(example.shape)])
 
 

@@ -1,4 +1,4 @@
-"""Networks in int8: ONNX Runtime's static quantisation of matrix products and convolutions. Imports torch.
+"""Networks in int8: ONNX Runtime's own static quantisation. Imports torch.
 
 Weights are rounded channel by channel, activations with the range they have over generated tiles. What
 OpenVINO itself would do needs a library of its own (nncf); it runs the file that is written here.
@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import Tensor
 
+from wsi_dino.encoders.compiled_backbone import VectorsOnly
 from wsi_dino.encoders.extras import require_extra
 
-_QUANTISED = ["Conv", "MatMul", "Gemm"]
 _N_TILES = 24
 
 
-def write_int8_onnx(network: nn.Module, example: Tensor, folder: Path, encoder: str) -> Path:
+def write_int8_onnx(network: VectorsOnly, example: Tensor, folder: Path, encoder: str) -> Path:
     """Write `network` for the shape of `example` in int8 to ``folder/int8.onnx``.
 
     Args:
@@ -41,6 +41,8 @@ def write_int8_onnx(network: nn.Module, example: Tensor, folder: Path, encoder: 
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, result = folder / "prepared.onnx", folder / "int8.onnx"
+    # Between convolutions everything stays in int8; the norms and softmax of a transformer do not bear it.
+    operations = None if network.backbone.is_convolutional else ["MatMul", "Gemm", "Conv"]
     quiet, level = logging.getLogger(), logging.getLogger().level
     quiet.setLevel(logging.ERROR)
     try:
@@ -50,7 +52,7 @@ def write_int8_onnx(network: nn.Module, example: Tensor, folder: Path, encoder: 
             str(result),
             _CalibrationTiles(example),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_QUANTISED,
+            op_types_to_quantize=operations,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
