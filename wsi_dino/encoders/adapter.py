@@ -48,6 +48,16 @@ def is_adapted_to_a_fold(encoder: str) -> bool:
     return _OF_FOLD.search(encoder) is not None
 
 
+def without_fold(encoder: str) -> str:
+    """Return the name of an encoder adapted to a fold without the fold: that of all folds together.
+
+    Examples:
+        >>> without_fold("dinov3-s+lora-bcnb-er-fold-0"), without_fold("dinov3-s")
+        ('dinov3-s+lora', 'dinov3-s')
+    """
+    return encoder.partition("+lora-")[0] + "+lora" if is_adapted_to_a_fold(encoder) else encoder
+
+
 class AdapterSpec(BaseModel):
     """How an adapter is built: ``W x`` becomes ``W x + (alpha / rank) B A x`` (Hu et al. 2021).
 
