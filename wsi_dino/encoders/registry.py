@@ -80,7 +80,7 @@ def _unknown(name: str, listed: Iterable[str], broken: Sequence[BrokenPlugin]) -
     also = f" Left out: {', '.join(f'{plugin.name} ({plugin.origin})' for plugin in broken)}." if broken else ""
     return UnknownEncoderError(
         f"Encoder {name!r} is not known.{nearest_name(name, listed)} "
-        f"`wsi-dino encoders` lists them; any model of timm is timm/NAME.{also}"
+        f"`wsi-dino encoders` lists them; others are timm/NAME, openclip/NAME, hf/REPO and onnx/FILE.{also}"
     )
 
 

@@ -19,7 +19,7 @@ from wsi_dino.errors import EncoderError, WeightsError
 _N_NAMED = 3
 # Masks of pre-training, unused afterwards, and poolers, which are checked when one is asked for.
 _MAY_BE_MISSING = ("mask_token",)
-_NOT_OF_THE_NETWORK = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
+_NOT_OF_THE_NETWORK = ("transformers_version", "auto_map", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _LABELS = ("id2label", "label2id", "num_labels")
 
 
@@ -30,10 +30,11 @@ def tower_settings(content: Mapping[str, Any], encoder: str) -> dict[str, Any]:
         EncoderError: transformers does not know this kind of network by itself.
     """
     config = _config(content, encoder)
-    config = getattr(config, "vision_config", None) or config
-    left_out = (*_NOT_OF_THE_NETWORK, *_LABELS)
-    own = {key: value for key, value in config.to_diff_dict().items() if key not in left_out}
-    return {**own, "model_type": config.model_type}
+    tower = getattr(config, "vision_config", None)
+    # As the file has it: what the library adds to it changes from version to version.
+    stated = content if tower is None else content.get("vision_config") or {}
+    own = {key: value for key, value in stated.items() if key not in (*_NOT_OF_THE_NETWORK, *_LABELS)}
+    return {**own, "model_type": (tower or config).model_type}
 
 
 def _config(content: Mapping[str, Any], encoder: str) -> Any:

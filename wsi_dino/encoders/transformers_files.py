@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_dino.encoders.hub import HubFile, ask_hub, cached_file, fetch_file, published_sha256
+from wsi_dino.encoders.hub import HubFile, ask_hub, cached_file, fetch_file, is_offline, published_sha256
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.weights import WeightsFile, verified_sha256
 from wsi_dino.errors import HubError, WeightsError
@@ -101,7 +101,8 @@ class NetworkFiles:
     def _fetched(self, names: Sequence[str]) -> Path:
         for name in names:
             wanted = HubFile(self.repository, name, self.revision)
-            print(f"Fetching {name} of {self.repository} for {self.encoder} ...", file=sys.stderr, flush=True)
+            if not is_offline():
+                print(f"Fetching {name} of {self.repository} for {self.encoder} ...", file=sys.stderr, flush=True)
             try:
                 return fetch_file(wanted, ask_hub(wanted))
             except HubError as error:
