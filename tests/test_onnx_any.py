@@ -274,6 +274,12 @@ def test_other_weights_random_ones_and_maps_are_refused(tmp_path: Path) -> None:
         load_encoder(f"onnx/{path}", device="cpu").feature_maps(_images(1, 32), [0])
 
 
+def test_another_runtime_is_refused_in_words(tmp_path: Path) -> None:
+    path = _channel_means(tmp_path / "means.onnx")
+    with pytest.raises(EncoderError, match="run by onnxruntime as it is"):
+        load_encoder(f"onnx/{path}", device="cpu", runtime="onnxruntime")
+
+
 def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,13 @@ class OnnxBackbone(Backbone):
         self._sessions: dict[str, Any] = {}
         self._opening = threading.Lock()
         self._session("cpu")  # a file that cannot be run is found here, not at the first slide
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        """Refuse: copies are made to export a network for another library, which takes one of torch."""
+        raise EncoderError(
+            f"Encoder {self.encoder}: an ONNX file is run by onnxruntime as it is, in fp32. "
+            "Leave --runtime and --precision out."
+        )
 
     def _session(self, device: str) -> Any:
         with self._opening:
