@@ -50,8 +50,8 @@ def candidate_formats(
 ) -> tuple[NumberFormat, ...]:
     """Return the number formats to try in this order; the last one of ``"auto"`` is always right.
 
-    ``"auto"`` takes bf16 where device, runtime and encoder do it well, else fp16 on a GPU, else fp32. A
-    convolutional network in bf16 on a CPU needs torch's convolution with an fp32 bias, without which its
+    ``"auto"`` takes bf16 where device, runtime and encoder do it well, else fp16 on a GPU, else fp32;
+    convolutions, which need more digits than bf16 has, take fp16 first where they may. A convolutional network in bf16 on a CPU needs torch's convolution with an fp32 bias, without which its
     vectors fall to a cosine of 0.997. int8 is taken only when it is asked for.
 
     Raises:
@@ -60,9 +60,12 @@ def candidate_formats(
     """
     if precision != "auto":
         return (_asked(precision, device, allowed, runtime),)
+    fp16 = "fp16" in allowed and device.startswith("cuda")
+    if fp16 and is_convolutional:
+        return ("fp16",)
     if "bf16" in allowed and _is_bf16_fast(device) and _has_bf16(runtime, device, is_convolutional):
         return ("bf16", "fp32") if device == "cpu" else ("bf16",)
-    return ("fp16",) if "fp16" in allowed and device.startswith("cuda") else ("fp32",)
+    return ("fp16",) if fp16 else ("fp32",)
 
 
 def resolve_precision(precision: str, device: str, allowed: tuple[Precision, ...]) -> NumberFormat:

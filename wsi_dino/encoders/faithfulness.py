@@ -71,17 +71,18 @@ def generated_tiles(side_px: int, n_tiles: int = N_TILES) -> npt.NDArray[np.uint
     """Return images that look like stained tissue to a network, from dense nuclei to almost empty glass.
 
     Two stains absorb white light (Beer-Lambert): eosin in soft clouds, haematoxylin in round spots. From
-    the first to the last there is less and less of both; rounding shows most where there is little to see.
+    the first to the last there is less and less of both. Half of them have a grain of one grey value, none
+    more: rounding shows most where there is little to see and no noise that hides it.
 
     Returns:
         uint8 (n_tiles, side_px, side_px, 3), always the same for the same arguments.
     """
     generator = torch.Generator().manual_seed(0)
-    amount = torch.linspace(1.0, 0.0, n_tiles).view(-1, 1, 1, 1) ** 1.5
+    amount = torch.linspace(1.0, 0.0, -(-n_tiles // 2)).repeat_interleave(2)[:n_tiles].view(-1, 1, 1, 1) ** 1.5
     eosin = amount * (0.25 + 0.35 * _clouds(n_tiles, side_px, (3, 9, 27), generator))
     haematoxylin = amount * (0.1 + 1.2 * _spots(n_tiles, side_px, generator))
     density = eosin * _column(_EOSIN) + haematoxylin * _column(_HAEMATOXYLIN)
-    grain = torch.randn(density.shape, generator=generator) * (1.5 + 6.0 * amount)
+    grain = torch.randn(density.shape, generator=generator) * (torch.arange(n_tiles) % 2).view(-1, 1, 1, 1)
     grey_values = (245 * 10**-density + grain).round().clamp(0, 255)
     return grey_values.byte().permute(0, 2, 3, 1).contiguous().numpy()
 
