@@ -347,3 +347,15 @@ def test_reading_a_record_needs_no_torch(tmp_path: Path) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_the_python_of_the_docs_page_works(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs/adapters.md").read_text(encoding="utf-8")
+    block = page.split("```python\n")[1].split("```")[0]
+    for shown, here in (("dinov3-s", TINY), ("load_backbone(record)", "load_backbone(record, random_weights=0)"),
+                        ("AdaptSpec()", "AdaptSpec(epochs=1)"), ("input_px=224", f"input_px={SIDE_PX}")):  # fmt: skip
+        assert shown in block
+        block = block.replace(shown, here)
+    bag = striped(4, 0)
+    exec(block, {"training": (bag.images, bag.label), "validation": (bag.images, bag.label), "folder": tmp_path})
+    assert read_adapter(tmp_path).record.name == "mine"
