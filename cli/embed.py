@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
-from wsi_dino.cli.options import Device, DeviceOption, EncodersOption, JsonOption, RunOption, WorkersOption
+from wsi_dino.cli.options import EncodersOption, JsonOption, RunOption, WorkersOption
 from wsi_dino.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
-    from wsi_dino.encoders.encoder import Encoder
+    from wsi_dino.cli.embed_processes import Worker
+    from wsi_dino.cli.embed_request import EmbedRequest
     from wsi_dino.pathology.embed_spec import EmbedSpec
     from wsi_dino.pathology.embedding import EmbedOutcome
     from wsi_dino.pathology.stain import StainReference
@@ -39,6 +40,16 @@ class PrecisionName(StrEnum):
     bf16 = "bf16"
     fp32 = "fp32"
     fp16 = "fp16"
+    int8 = "int8"
+
+
+class RuntimeName(StrEnum):
+    """Libraries that run a network."""
+
+    torch = "torch"
+    torch_compile = "torch-compile"
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
 
 
 class BackendName(StrEnum):
@@ -75,6 +86,15 @@ def embed(
             "The default is in `wsi-dino encoders NAME`.",
         ),
     ] = None,
+    input_px: Annotated[
+        list[str] | None,
+        _option(
+            _MODEL,
+            "--input-px",
+            help="Side of the square the network sees, tiles are resized to it; NAME=PX for one of several encoders. "
+            "Which sides are allowed is in `wsi-dino encoders NAME`.",
+        ),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         _option(_MODEL, "--weights", help="Checkpoint file to use; NAME=FILE for one of several encoders."),
@@ -90,12 +110,36 @@ def embed(
             help="Seed of an untrained network, to measure speed without weights. Marked in the files.",
         ),
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        _option(
+            _MODEL,
+            "--adapter",
+            help="Folder of a LoRA adapter (`mil --adapt lora` makes them) to put into the encoder; NAME=DIR for one "
+            "of several. Features go to RUN/features/ENCODER+ADAPTER.",
+        ),
+    ] = None,
+    called: Annotated[
+        str | None, _option(_MODEL, "--as", help="Name for the encoder with its --adapter, and for its features.")
+    ] = None,
     precision: Annotated[
         PrecisionName,
         _option(
-            _MODEL, "--precision", help="Number format of the network; auto: bf16 where it is fast.  [default: auto]"
+            _MODEL,
+            "--precision",
+            help="Number format of the network; auto: bf16 where it is fast and true to fp32, else fp32. int8 needs "
+            "another --runtime.  [default: auto]",
         ),
     ] = PrecisionName.auto,
+    runtime: Annotated[
+        RuntimeName,
+        _option(
+            _MODEL,
+            "--runtime",
+            help="Library that runs the network. openvino and onnxruntime (extras `openvino`, `onnx`; on a CPU) and "
+            "torch-compile are taken only if their vectors have a cosine of 0.999 to fp32.  [default: torch]",
+        ),
+    ] = RuntimeName.torch,
     batch_size: Annotated[
         int, _option(_MODEL, "--batch-size", min=0, help="Tiles at once; 0 chooses.  [default: 0]")
     ] = 0,
@@ -128,7 +172,15 @@ def embed(
         Path | None, _option(_PIXELS, "--stain-reference", help="Image of H&E tissue whose stains are the aim.")
     ] = None,
     workers: WorkersOption = 0,
-    device: DeviceOption = Device.auto,
+    device: Annotated[
+        str,
+        typer.Option(
+            "--device",
+            metavar="auto|cpu|cuda|cuda:N|mps",
+            help="Where models run; auto takes cuda, then mps, then cpu. With several GPUs, auto and cuda start a "
+            "process on each; a list such as cuda:0,cuda:2 names them.",
+        ),
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Turn the tiles of a run into feature vectors.
@@ -145,35 +197,41 @@ def embed(
     folder = RunFolder(run).require()
     _require_tiles(folder)
     stain = _load_stain(stain_norm, stain_reference)
-    spec = _make_spec(store_dtype, backend, precision, batch_size, stain)
-    loaded = _load_encoders(
+    encoders = _encoder_settings(
         names,
         pooling=_per_encoder("--pooling", pooling, names),
+        input_px=_per_encoder("--input-px", input_px, names),
         weights=_per_encoder("--weights", weights, names),
+        adapter=_per_encoder("--adapter", adapter, names),
         weights_dir=weights_dir,
         random_weights=random_weights,
-        device=device,
-        precision=precision,
-        workers=workers,
+        called=called,
+        precision=precision.value,
+        runtime=runtime.value,
     )
-    from wsi_dino.pathology.embedding import embed_slides
+    spec = _make_spec(store_dtype, backend, precision, runtime, batch_size, stain)
+    from wsi_dino.cli.embed_request import EmbedRequest
 
-    with console.progress("embed", unit="tiles") as progress:
-        outcome = embed_slides(
-            folder,
-            loaded,
-            spec,
-            stain=stain,
-            slides_folder=slides_folder,
-            workers=workers,
-            progress=progress,
-            notice=console.say,
-        )
+    request = EmbedRequest(run, encoders, spec, stain_reference, slides_folder, workers)
+    outcome, processes = _embed(request, device, len(folder.rows("tile")))
     if as_json:
-        console.print_json(_as_json(run, outcome))
+        console.print_json(_as_json(run, outcome, processes))
     else:
         _print_summary(outcome, folder)
     console.leave(sum(one.count("failed") + one.count("empty") for one in outcome.encoders))
+
+
+def _embed(request: EmbedRequest, device: str, n_slides: int) -> tuple[EmbedOutcome, list[Worker]]:
+    from wsi_dino.cli.embed_devices import plan_devices
+    from wsi_dino.cli.embed_processes import embed_in_processes
+    from wsi_dino.cli.embed_request import embed_here
+
+    devices = plan_devices(device, n_slides)
+    with console.progress("embed", unit="tiles") as progress:
+        if len(devices) > 1:
+            console.say(f"one process on each of {', '.join(devices)}")
+            return embed_in_processes(request, devices, progress, console.say)
+        return embed_here(request, devices[0], progress=progress, notice=console.say), []
 
 
 def typed(ctx: typer.Context, name: str) -> bool:
@@ -203,6 +261,7 @@ def _make_spec(
     store_dtype: StoreDtype,
     backend: BackendName,
     precision: PrecisionName,
+    runtime: RuntimeName,
     batch_size: int,
     stain: StainReference | None,
 ) -> EmbedSpec:
@@ -212,41 +271,69 @@ def _make_spec(
         store_dtype=store_dtype.value,
         backend=backend.value,
         precision=precision.value,
+        runtime=runtime.value,
         batch_size=batch_size,
         stain_method=None if stain is None else stain.method,
         stain_reference_sha256=None if stain is None else stain.sha256,
     )
 
 
-def _load_encoders(
+def _encoder_settings(
     names: Sequence[str],
     *,
     pooling: Mapping[str, str],
+    input_px: Mapping[str, str],
     weights: Mapping[str, str],
+    adapter: Mapping[str, str],
     random_weights: int | None,
     **settings: Any,
-) -> list[Encoder]:
+) -> tuple[dict[str, Any], ...]:
+    """Return the arguments of `load_encoder` for each encoder; what is wrong with them costs no import of torch."""
+    _check_adapters(names, adapter, settings["called"])
     if random_weights is not None and weights:
         raise ConfigError("--weights and --random-weights exclude each other: give one of them.")
     for name, file in weights.items():
-        if not Path(file).is_file():
+        if not Path(file).exists():
             raise WeightsError(f"Loading weights for {name}: --weights {file} is not a file.")
     from wsi_dino.encoders.registry import get_record
 
-    for name in names:  # a wrong name costs no import of torch
-        get_record(name)
-    from wsi_dino.encoders.loading import load_encoder
-
-    return [
-        load_encoder(
-            name,
-            pooling=pooling.get(name),
-            weights=Path(weights[name]) if name in weights else None,
-            random_weights=random_weights,
+    sides = {name: _side_px(text) for name, text in input_px.items()}
+    for name in names:
+        get_record(name, near=[Path(path) for path in (weights.get(name), settings["weights_dir"]) if path])
+    return tuple(
+        {
+            "name": name,
+            "pooling": pooling.get(name),
+            "input_px": sides.get(name),
+            "weights": Path(weights[name]) if name in weights else None,
+            "random_weights": random_weights,
+            "adapter": Path(adapter[name]) if name in adapter else None,
             **settings,
-        )
+        }
         for name in names
-    ]
+    )
+
+
+def _check_adapters(names: Sequence[str], adapter: Mapping[str, str], called: str | None) -> None:
+    """Refuse what can be told without torch: a folder that is no adapter, one of another encoder, a wrong --as."""
+    from wsi_dino.encoders.adapter import read_adapter
+
+    for name, folder in adapter.items():
+        read_adapter(Path(folder)).require_encoder(name)
+    if called is None:
+        return
+    if not adapter or len(names) > 1:
+        raise ConfigError(f"--as {called} names one encoder with its --adapter: give both, with one --encoder.")
+    from wsi_dino.encoders.registry import records
+
+    if called in {*names, *(record.name for record in records())}:
+        raise ConfigError(f"--as {called}: that is the name of an encoder without an adapter. Choose another.")
+
+
+def _side_px(text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"--input-px {text}: expected a whole number of pixels, as in --input-px 448.")
+    return int(text)
 
 
 def _per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
@@ -259,7 +346,7 @@ def _per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]
     for text in values or ():
         name, _, value = text.partition("=")
         named = bool(value) and name in names
-        if not named and option == "--weights" and len(names) > 1:
+        if not named and option in ("--weights", "--adapter") and len(names) > 1:
             raise ConfigError(
                 f"{option} {text}: with several encoders write NAME=FILE, NAME one of {', '.join(names)}."
             )
@@ -270,7 +357,8 @@ def _per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]
     return result
 
 
-def _as_json(run: Path, outcome: EmbedOutcome) -> dict[str, Any]:
+def _as_json(run: Path, outcome: EmbedOutcome, processes: Sequence[Worker]) -> dict[str, Any]:
+    several = {"processes": [{"device": one.device, "trouble": one.trouble} for one in processes]}
     return {
         "command": "embed",
         "run": str(run),
@@ -291,6 +379,7 @@ def _as_json(run: Path, outcome: EmbedOutcome) -> dict[str, Any]:
         },
         "load": outcome.load,
         "rows": [row for one in outcome.encoders for row in one.rows],
+        **(several if processes else {}),
     }
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console
+from wsi_dino.cli import adapting, console
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
 from wsi_dino.cli.project_file import PROJECT_FILE, read_project_file
-from wsi_dino.errors import ConfigError, SlideError, nearest_name
+from wsi_dino.cli.slide_pictures import RunPictures
+from wsi_dino.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from wsi_dino.mil.attention_file import SlideAttention
     from wsi_dino.mil.material import Material
     from wsi_dino.mil.run import MilOutcome, MilRequest
     from wsi_dino.mil.tasks import Task
@@ -33,7 +32,8 @@ _FIELDS = {
     "hidden_dim": "hidden_dim", "attention_dim": "attention_dim", "precision": "precision", "seed": "seed",
 }  # fmt: skip
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
-_NOT_IN_COMMAND = ("ctx", "run", "labels", "splits", "device", "workers", "as_json", "encoder", "return")
+_PATHS = ("labels", "splits", "weights", "weights_dir", "slides")
+_NOT_IN_COMMAND = ("ctx", "run", *_PATHS, "device", "workers", "as_json", "encoder", "return")
 _SHOWN = 5
 _TABLE = ["fold", "n_test", "auc", "accuracy", "precision", "recall", "f1", "threshold"]
 
@@ -139,6 +139,17 @@ def mil(
         ),
     ] = 0,
     no_report: Annotated[bool, _option(_RESULTS, "--no-report", help="Write no report.html.")] = False,
+    adapt: adapting.AdaptOption = None,
+    adapt_tiles: adapting.TilesOption = None,
+    adapt_epochs: adapting.EpochsOption = None,
+    adapt_lr: adapting.RateOption = None,
+    adapt_rank: adapting.RankOption = None,
+    adapt_layers: adapting.LayersOption = None,
+    pooling: adapting.PoolingOption = None,
+    weights: adapting.WeightsOption = None,
+    weights_dir: adapting.WeightsDirOption = None,
+    random_weights: adapting.RandomWeightsOption = None,
+    slides: adapting.SlidesOption = None,
     workers: WorkersOption = 0,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
@@ -148,14 +159,17 @@ def mil(
     Cross-validated with patients kept on one side of each fold.
     Writes RUN/mil/TASK/ENCODER/: report.html, metrics.json, predictions.csv, splits.csv, model/, attention/ and,
     with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
-    Exit code 1 when a feature file was broken or a heatmap could not be drawn.
+    With --adapt lora the encoder itself learns with them, fold by fold.
+    Exit code 1 when a feature file was broken, a slide could not be read, or a heatmap could not be drawn.
     """
-    paths = {"run": run, "labels": labels, "splits": splits}  # the context holds them as plain text
-    plan = _plan({**ctx.params, **paths})
+    # the context holds paths as plain text
+    paths = {"run": run, "labels": labels, "splits": splits, "weights": weights, "weights_dir": weights_dir}
+    plan = _plan({**ctx.params, **paths, "slides": slides})
+    adapting.check_adapt_options(plan.given)
     from wsi_dino.mil.material import choose_encoders
 
     outcomes = []
-    for name in choose_encoders(plan.run, plan.encoders):
+    for name in plan.encoders if adapt else choose_encoders(plan.run, plan.encoders):
         outcomes.append(_one_encoder(plan, name, several=len(plan.encoders) > 1))
     if as_json:
         console.print_json(_as_json(plan, outcomes))
@@ -182,10 +196,11 @@ class _Done:
 
     material: Material
     outcome: MilOutcome
+    n_unread: int = 0
 
     @property
     def n_failed(self) -> int:
-        return self.material.n_broken + len(self.outcome.no_heatmap)
+        return self.material.n_broken + self.n_unread + len(self.outcome.no_heatmap)
 
 
 def _plan(given: dict[str, Any]) -> _Plan:
@@ -227,16 +242,21 @@ def _one_encoder(plan: _Plan, encoder: str, *, several: bool) -> _Done:
 
     given = plan.given
     request = _request(plan, encoder)
+    title = f"mil {encoder}: " if several else "mil: "
+
+    def bars(what: str, unit: str) -> AbstractContextManager[console.Progress]:
+        return console.progress(title + what, unit=unit)
+
+    if given["adapt"]:
+        adapted = adapting.run_adapted_task(plan.run, plan.task, plan.labels, given, encoder, request, bars)
+        _say_exclusions(adapted.material)
+        return _Done(adapted.material, adapted.outcome, adapted.n_unread)
     console.say(f"mil: reading labels and features of {encoder}")
     material = gather_material(
         plan.run, plan.task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"]
     )
     _say_exclusions(material)
-    title = f"mil {encoder}: " if several else "mil: "
-    outcome = run_mil(
-        plan.run, material, request, pictures=RunPictures(plan.run),
-        bars=lambda what, unit: console.progress(title + what, unit=unit),
-    )  # fmt: skip
+    outcome = run_mil(plan.run, material, request, pictures=RunPictures(plan.run), bars=bars)
     return _Done(material, outcome)
 
 
@@ -276,8 +296,9 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
     has_project = (Path.cwd() / PROJECT_FILE).is_file()
     base = Path.cwd() if has_project else Path(given["run"])
     words = ["wsi-dino", "mil", "--run", _relative(given["run"], base), "--encoder", encoder]
-    for name in ("labels", "splits"):
-        words += [f"--{name}", _relative(given[name], base)] if given[name] is not None else []
+    for name in _PATHS:
+        if given.get(name) is not None and (name != "slides" or given.get("adapt")):
+            words += [f"--{name.replace('_', '-')}", _relative(given[name], base)]
     left_out = {*_NOT_IN_COMMAND, "folds" if given["splits"] is not None else ""}
     for name in mil.__annotations__:  # in the order of --help, however it was typed
         flag, value = f"--{name.replace('_', '-')}", given.get(name)
@@ -291,52 +312,6 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
 
 def _relative(path: Path, base: Path) -> str:
     return Path(os.path.relpath(path, base)).as_posix()
-
-
-class RunPictures:
-    """Pictures of a run's slides for the report and heatmaps; a slide that is gone is said, not fatal.
-
-    Args:
-        run: the run whose stage `tile` knows where the slides lie.
-    """
-
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
-
-    def tiles(self, slide_id: str, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int]) -> list[np.ndarray]:
-        """Return small pictures of tiles."""
-        from wsi_dino.pathology.heatmap import read_tiles
-
-        return read_tiles(self._path(slide_id), xy_level0, tile_wh_level0)
-
-    def overview(self, attention: SlideAttention) -> np.ndarray:
-        """Return the slide with its attention laid over it."""
-        from wsi_dino.pathology.heatmap import attention_picture
-
-        path, footprint = self._path(attention.slide_id), _footprint(attention)
-        return attention_picture(path, attention.attention_weights, attention.coords, footprint, max_px=700)
-
-    def write_heatmap(self, path: Path, attention: SlideAttention, title: str) -> None:
-        """Write the slide with its attention and a legend."""
-        from wsi_dino.pathology.heatmap import write_heatmap
-
-        slide, footprint = self._path(attention.slide_id), _footprint(attention)
-        write_heatmap(path, slide, attention.attention_weights, attention.coords, footprint, title=title)
-
-    def _path(self, slide_id: str) -> Path:
-        stated = (self._run.read_row("tile", slide_id) or {}).get("path")
-        if not stated:
-            raise SlideError(f"The run does not know the slide file of {slide_id}: it was not tiled here.")
-        path = Path(stated)
-        if not path.exists():
-            raise SlideError(f"The slide file of {slide_id}, {path.name}, is no longer where it was tiled.")
-        return path
-
-
-def _footprint(attention: SlideAttention) -> tuple[int, int]:
-    if attention.tile_wh_level0 is None:
-        raise SlideError(f"The features of {attention.slide_id} do not say how large their tiles are on the slide.")
-    return attention.tile_wh_level0
 
 
 # what is said ---------------------------------------------------------------------------------
@@ -362,6 +337,8 @@ def _print_outcome(done: _Done) -> None:
         print(f"note: {warning}")
     for slide_id, why in done.outcome.no_heatmap.items():
         print(f"no heatmap of {slide_id}: {why}")
+    if done.n_unread:
+        print(f"failed: {done.n_unread} slides could not be read and took no part; see exclusions in metrics.json.")
     if done.material.n_broken:
         print(f"failed: {done.material.n_broken} feature files are broken; `wsi-dino embed` makes them again.")
     if done.outcome.report is not None:

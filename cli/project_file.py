@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from wsi_dino.encoders.plugins import use_plugin_files
 from wsi_dino.errors import ConfigError, nearest_name
 
 PROJECT_FILE = "wsi-dino.yaml"
@@ -20,6 +21,7 @@ class ProjectFile(BaseModel):
         slides: folder of slides for `tile`.
         labels: CSV with ``slide_id``, optional ``patient_id`` and target columns, for `mil`.
         run: folder of the run, for every verb.
+        encoders: Python files with encoders of your own, see docs/add-an-encoder.md; their code is run.
         tile, embed, mil: options of these verbs by their long names, with ``_`` for ``-``.
         tasks: for ``mil --task NAME``: the target column and, for text labels, the order of classes.
     """
@@ -29,6 +31,7 @@ class ProjectFile(BaseModel):
     slides: Path | None = None
     labels: Path | None = None
     run: Path = Path("wsi-dino-run")
+    encoders: list[Path] = []
     tile: dict[str, Any] = {}
     embed: dict[str, Any] = {}
     mil: dict[str, Any] = {}
@@ -52,9 +55,10 @@ def read_project_file(folder: Path | None = None) -> ProjectFile | None:
     return project.model_copy(update=_absolute(project, folder))
 
 
-def _absolute(project: ProjectFile, folder: Path) -> dict[str, Path]:
+def _absolute(project: ProjectFile, folder: Path) -> dict[str, Path | list[Path]]:
     paths = {"slides": project.slides, "labels": project.labels, "run": project.run}
-    return {key: folder / path for key, path in paths.items() if path is not None}
+    absolute = {key: folder / path for key, path in paths.items() if path is not None}
+    return {**absolute, "encoders": [folder / path for path in project.encoders]}
 
 
 def _first_problem(error: Exception) -> str:
@@ -69,10 +73,13 @@ def _first_problem(error: Exception) -> str:
 def defaults(command: Any) -> dict[str, dict[str, Any]]:
     """Return click's default map: for each verb the values that wsi-dino.yaml gives its options.
 
+    The plug-ins that it names are noted; they are loaded when an encoder is first asked for.
+
     Raises:
         ConfigError: a section names an option that its verb does not have.
     """
     project = read_project_file()
+    use_plugin_files(project.encoders if project else [])
     if project is None:
         return {}
     paths = {"slides": project.slides, "labels": project.labels, "run": project.run}

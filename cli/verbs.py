@@ -14,6 +14,7 @@ from wsi_dino.cli.init import init
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.predict import predict
 from wsi_dino.cli.tile import tile
+from wsi_dino.cli.weights import weights
 
 VERBS: dict[str, Callable[..., Any]] = {
     "init": init,
@@ -23,6 +24,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "mil": mil,
     "predict": predict,
     "encoders": encoders,
+    "weights": weights,
     "doctor": doctor,
     "demo": demo,
 }

@@ -147,7 +147,7 @@ def test_provenance_says_where_features_come_from_and_holds_no_path_or_time(run:
     assert file.provenance["tiling"] == grid.description()
     assert file.identity == {
         "encoder": "fake", "embed_dim": 7, "pooling": "mean", "input_px": TILE_PX, "weights_sha256": "w1",
-        "stain_norm": None, "tiles": f"{TILE_PX} px at 0.5 um/px",
+        "adapter": None, "plugin_sha256": None, "stain_norm": None, "tiles": f"{TILE_PX} px at 0.5 um/px",
     }  # fmt: skip
     assert {"batch_size", "precision", "store_dtype", "versions", "licence"} <= file.provenance.keys()
     assert file.provenance["coords_attrs"]["patch_size"] == TILE_PX

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from local_hub import LocalHub, Repository, hub_of_this_process
 from safetensors.torch import load_file, save_file
 
 from wsi_dino.encoders.checkpoint import read_checkpoint
@@ -16,7 +19,7 @@ from wsi_dino.encoders.families import conch, dinov3
 from wsi_dino.encoders.loading import load_encoder
 from wsi_dino.encoders.registry import family_of, get_record
 from wsi_dino.encoders.weights import WeightsFile, locate_weights, verified_sha256
-from wsi_dino.errors import WeightsError
+from wsi_dino.errors import HubError, WeightsError
 
 
 @pytest.fixture(autouse=True)
@@ -89,64 +92,105 @@ def test_nothing_is_asked_of_the_network_when_it_is_forbidden(variable: str, mon
         locate_weights(get_record("dinov3-s"))
 
 
-def _refusing_hub(monkeypatch: pytest.MonkeyPatch, error: Exception, token: str | None = None) -> None:
-    import huggingface_hub
-
-    def refuse(*arguments: Any, **options: Any) -> str:
-        raise error
-
-    monkeypatch.delenv("WSI_DINO_OFFLINE")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    with hub_of_this_process(tmp_path, monkeypatch) as hub:
+        yield hub
 
 
-def _http_error(kind: str, status: int) -> Exception:
-    from types import SimpleNamespace
+def test_a_refusal_names_encoder_page_and_ways_out(hub: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:
+    record = get_record("uni")
+    hub.repositories[record.source] = Repository({record.weights_file: b""}, str(record.revision), gated=True)
+    with pytest.raises(HubError) as trouble:
+        locate_weights(record)
+    assert trouble.value.kind == "no-token"
+    for part in ("Loading uni: ", f"https://huggingface.co/{record.source}", "HF_TOKEN", "--weights FILE"):
+        assert part in str(trouble.value)
+    captured = capsys.readouterr()
+    assert f"Fetching {record.weights_file} of {record.source} at revision {str(record.revision)[:12]}" in captured.err
+    assert captured.out == ""
 
-    import huggingface_hub.errors
 
-    error_type = getattr(huggingface_hub.errors, kind)
-    error = error_type.__new__(error_type)
-    Exception.__init__(error, kind)
-    error.response = SimpleNamespace(status_code=status)
-    return error
+def test_size_licence_and_obligations_are_said_before_the_download(
+    hub: LocalHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = get_record("dinov3-b").model_copy(update={"revision": None, "weights_sha256": None})
+    hub.repositories[record.source] = Repository({record.weights_file: b"x" * 1_234_567})
+    found = locate_weights(record)
+    assert (found.source, found.revision) == ("hub", "c" * 40)
+    said = capsys.readouterr().err
+    assert "newest revision (none is pinned)" in said
+    assert "1.2 MB" in said
+    assert all(text in said for text in (record.licence, record.licence_url, *record.obligations))
+    assert locate_weights(record) == WeightsFile(found.path, "cache", "c" * 40, found.sha256)
+    assert capsys.readouterr().err == ""
+
+
+def test_weights_that_are_nowhere_public_are_said_to_be_so(hub: LocalHub) -> None:
+    record = get_record("uni").model_copy(update={"is_public": False, "notes": "Ask its authors."})
+    with pytest.raises(WeightsError, match=r"no weights of it are public\. Ask its authors"):
+        locate_weights(record)
+    elsewhere = get_record("uni").model_copy(update={"source": "https://example.org/a.pth"})
+    with pytest.raises(WeightsError, match=r"its weights lie at https://example\.org/a\.pth"):
+        locate_weights(elsewhere)
+    assert hub.asked == []
+
+
+# --- folders of weights -----------------------------------------------------------------------------
+
+
+def _bundled(folder: Path, content: bytes, **changes: Any) -> Path:
+    """Write a bundle of dinov3-s by hand; return the file of weights."""
+    place = folder / "dinov3-s"
+    place.mkdir(parents=True)
+    manifest = {
+        "format": "wsi-dino-weights/1", "encoder": "dinov3-s", "file": "model.safetensors",
+        "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content),
+        "source": "a/b", "revision": "e" * 40, "licence": "MIT",
+    }  # fmt: skip
+    (place / "bundle.json").write_text(json.dumps(manifest | changes))
+    (place / "model.safetensors").write_bytes(content)
+    return place / "model.safetensors"
+
+
+def test_folder_may_be_named_by_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("typed", "set"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "dinov3-s.pth").write_bytes(b"x")
+    monkeypatch.setenv("WSI_DINO_WEIGHTS_DIR", str(tmp_path / "set"))
+    assert locate_weights(get_record("dinov3-s")).path == tmp_path / "set" / "dinov3-s.pth"
+    typed = locate_weights(get_record("dinov3-s"), weights_dir=tmp_path / "typed")
+    assert typed.path == tmp_path / "typed" / "dinov3-s.pth"
+    monkeypatch.setenv("WSI_DINO_WEIGHTS_DIR", str(tmp_path / "absent"))
+    with pytest.raises(WeightsError, match=r"WSI_DINO_WEIGHTS_DIR .*absent is not a folder"):
+        locate_weights(get_record("dinov3-s"))
+
+
+def test_a_bundle_says_revision_and_what_its_file_must_be(tmp_path: Path) -> None:
+    path = _bundled(tmp_path, b"weights")
+    record = get_record("dinov3-s")
+    found = locate_weights(record, weights_dir=tmp_path)
+    assert (found.path, found.source, found.revision) == (path, "file", "e" * 40)
+    assert verified_sha256(record, found) == found.sha256
+    path.write_bytes(b"weightz")
+    with pytest.raises(WeightsError, match="wrong checksum"):
+        verified_sha256(record, found)
 
 
 @pytest.mark.parametrize(
-    ("kind", "status", "token", "message"),
+    ("changes", "message"),
     [
-        (
-            "GatedRepoError",
-            401,
-            None,
-            "no access token is set. Accept the terms at https://huggingface.co/MahmoodLab/uni",
-        ),
-        ("GatedRepoError", 403, "t", "terms are not accepted yet.*https://huggingface.co/MahmoodLab/uni"),
-        ("RevisionNotFoundError", 404, None, "has no revision 77ffbca1"),
-        ("RepositoryNotFoundError", 404, None, "has no pytorch_model.bin, or it is private"),
-        ("HfHubHTTPError", 503, None, "answered 503"),
+        ({"file": "../other"}, "bundle.json: file: .*inside the folder"),
+        ({"file": "/etc/passwd"}, "bundle.json: file: .*inside the folder"),
+        ({"file": "gone.bin"}, "names gone.bin, which is not there"),
+        ({"sha256": "0"}, "bundle.json: sha256"),
+        ({"format": "wsi-dino-weights/9"}, "bundle.json: format"),
     ],
 )
-def test_refusals_of_the_hub_are_told_apart(
-    kind: str, status: int, token: str | None, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _refusing_hub(monkeypatch, _http_error(kind, status), token)
+def test_a_damaged_bundle_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    _bundled(tmp_path, b"weights", **changes)
     with pytest.raises(WeightsError, match=message):
-        locate_weights(get_record("uni"))
-
-
-def test_no_network_is_said_and_the_attempt_announced(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    _refusing_hub(monkeypatch, LocalEntryNotFoundError("could not connect"))
-    with pytest.raises(WeightsError, match="no network"):
-        locate_weights(get_record("dinov3-s"))
-    captured = capsys.readouterr()
-    assert "Fetching model.safetensors of timm/vit_small_patch16_dinov3" in captured.err
-    assert captured.out == ""
+        locate_weights(get_record("dinov3-s"), weights_dir=tmp_path)
 
 
 # --- files that are wrong ---------------------------------------------------------------------------
@@ -246,11 +290,11 @@ def test_metas_names_become_timms(dinov3_state: dict[str, torch.Tensor], tmp_pat
     assert len(encoder.weights_sha256) == 64
 
 
-def test_metas_biases_must_be_zero(dinov3_state: dict[str, torch.Tensor]) -> None:
-    state = _as_meta(dinov3_state)
+def test_biases_that_are_not_zero_ask_for_the_network_that_has_them(dinov3_state: dict[str, torch.Tensor]) -> None:
+    state, record = _as_meta(dinov3_state), get_record("dinov3-s")
+    assert dinov3.fitted(record, state) == record
     state["blocks.3.attn.qkv.bias"][0] = 0.1
-    with pytest.raises(WeightsError, match=r"blocks\.3\.attn\.qkv\.bias is not zero"):
-        dinov3.convert(state, get_record("dinov3-s"))
+    assert dinov3.fitted(record, state).architecture == "vit_small_patch16_dinov3_qkvb.lvd1689m"
 
 
 def test_checkpoint_saved_from_our_own_network_loads(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@
     ├── EncoderError           an encoder cannot do what is asked of it
     │   ├── UnknownEncoderError
     │   └── WeightsError       weights are missing, gated, corrupt or of another architecture
+    │       └── HubError       the hub did not give a file; `kind` tells why
     ├── FeatureFileError       a feature file is missing, broken or of other provenance
     ├── CohortError            a label table does not say what is needed
     └── SplitError             folds cannot be made, or would leak
@@ -60,6 +61,21 @@ class UnknownEncoderError(EncoderError):
 
 class WeightsError(EncoderError):
     """Weights are missing, gated, corrupt or of another architecture."""
+
+
+class HubError(WeightsError):
+    """The hub did not give a file.
+
+    Attributes:
+        kind: why, in one word for programs: ``offline`` (forbidden by the environment), ``no-network``,
+            ``no-token``, ``bad-token``, ``terms`` (not accepted, or not for this token), ``no-repository``,
+            ``no-revision``, ``no-file``, ``server`` (it answered with an error of its own), ``interrupted``
+            (the download broke off), ``checksum`` (other bytes came than were published).
+    """
+
+    def __init__(self, message: str, kind: str = "server") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class FeatureFileError(WsiDinoError):

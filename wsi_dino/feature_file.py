@@ -18,7 +18,9 @@ _FORMAT = "wsi_dino.features/1"
 _CHUNK_ROWS = 1024
 # Keys of the provenance that must agree between the files of one bag collection.
 # "tiles" is what a tile shows, e.g. "224 px at 0.5 um/px": a network sees other things at another resolution.
-IDENTITY_KEYS = ("encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "stain_norm", "tiles")
+IDENTITY_KEYS = (
+    "encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "adapter", "plugin_sha256", "stain_norm", "tiles",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

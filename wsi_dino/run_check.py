@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.claims import try_claim
-from wsi_dino.errors import FeatureFileError, TileGridError
+from wsi_dino.encoders.adapter import is_adapted_to_a_fold, read_adapter
+from wsi_dino.errors import FeatureFileError, TileGridError, WsiDinoError
 from wsi_dino.feature_file import FeatureFile, read_feature_file, read_provenance, require_one_identity
 from wsi_dino.file_check import FileCheck, OnFile, RunReport, quoted, short_message
 from wsi_dino.mil.attention_file import read_attention
@@ -138,7 +139,8 @@ class _RunCheck(FileCheck):
         redo = self._embed_again(encoder)
         for slide_id, grid in self._grids.items():
             path = feature_path(self._run, encoder, slide_id)
-            if grid.n_tiles and not path.exists():
+            # a cross-validation embeds the labelled slides only
+            if grid.n_tiles and not path.exists() and not is_adapted_to_a_fold(encoder):
                 self.add("problem", path, "missing: this slide has tiles but no features", redo)
         self._embed_rows(encoder, redo)
         if identities:
@@ -157,6 +159,11 @@ class _RunCheck(FileCheck):
             self._table(self._run.path / "embed.csv", rows, redo, encoder)
 
     def _embed_again(self, encoder: str) -> str:
+        base, _, adapter = encoder.partition("+")
+        if is_adapted_to_a_fold(encoder):
+            return f"wsi-dino mil --run {quoted(self._run.path)} --encoder {base} --adapt lora ..."
+        if adapter:
+            return f"wsi-dino embed --run {quoted(self._run.path)} --encoder {base} --adapter {adapter}"
         return f"wsi-dino embed --run {quoted(self._run.path)} --encoder {encoder}"
 
     def _feature_file(self, path: Path) -> FeatureFile | None:
@@ -180,7 +187,11 @@ class _RunCheck(FileCheck):
     def mil(self, folder: Path) -> None:
         """Check what `mil` wrote for one task and encoder."""
         encoder = _encoder_of(folder.name)
+        if encoder.endswith("+lora"):
+            encoder = f"{encoder.removesuffix('+lora')} --adapt lora"
         redo = f"wsi-dino mil --run {quoted(self._run.path)} --task {folder.parent.name} --encoder {encoder}"
+        for path in sorted(folder.glob("adapter/*/")):
+            self._adapter(path, redo)
         metrics = self.read_json(folder / "metrics.json", redo)
         models = sorted((folder / "model").glob("*.safetensors"))
         for path in models:
@@ -195,6 +206,14 @@ class _RunCheck(FileCheck):
         for path in sorted((folder / "heatmaps").glob("*.*")):
             if path.suffix in (".jpg", ".jpeg", ".png"):
                 self.check_picture(path, redo)
+
+    def _adapter(self, folder: Path, redo: str) -> None:
+        try:
+            read_adapter(folder)
+        except WsiDinoError as error:
+            self.broken(folder, short_message(error), redo)
+            return
+        self.count("adapters", folder)
 
     def _model(self, path: Path, redo: str) -> None:
         from safetensors import SafetensorError

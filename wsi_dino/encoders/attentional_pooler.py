@@ -19,10 +19,14 @@ class AttentionalPooler(nn.Module):
     Queries and tokens are layer-normalised first; tokens are projected to the width of the queries.
     """
 
-    def __init__(self, embed_dim: int, token_dim: int, n_heads: int = _N_HEADS, n_queries: int = 1) -> None:
+    def __init__(
+        self, embed_dim: int, token_dim: int, n_heads: int = _N_HEADS, n_queries: int = 1, bias: bool = True
+    ) -> None:
         super().__init__()
         self.query = nn.Parameter(zeros(n_queries, embed_dim))
-        self.attn = nn.MultiheadAttention(embed_dim, n_heads, kdim=token_dim, vdim=token_dim, batch_first=True)
+        self.attn = nn.MultiheadAttention(
+            embed_dim, n_heads, bias=bias, kdim=token_dim, vdim=token_dim, batch_first=True
+        )
         self.ln_q = nn.LayerNorm(embed_dim)
         self.ln_k = nn.LayerNorm(token_dim)
         nn.init.normal_(self.query)
@@ -38,10 +42,10 @@ class AttentionalPooler(nn.Module):
 class PooledVit(Backbone):
     """A ViT of timm, an attentional pooler with one query, and a layer norm."""
 
-    def __init__(self, model: Any, embed_dim: int, n_prefix_tokens: int) -> None:
+    def __init__(self, model: Any, embed_dim: int, n_prefix_tokens: int, bias: bool = True) -> None:
         super().__init__()
         self.model = model
-        self.pooler = AttentionalPooler(embed_dim, model.num_features)
+        self.pooler = AttentionalPooler(embed_dim, model.num_features, bias=bias)
         self.norm = nn.LayerNorm(embed_dim)
         self.n_prefix_tokens = n_prefix_tokens
 

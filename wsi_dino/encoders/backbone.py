@@ -21,6 +21,19 @@ class Backbone(nn.Module):
 
     is_convolutional = False
 
+    def require_pooling(self, pooling: str) -> None:
+        """Check, once the weights are in, that they hold what `pooling` needs.
+
+        Raises:
+            WeightsError: they do not.
+        """
+
+    def fit_to(self, input_px: int) -> None:
+        """Make ready for images of another side than the record's; called once, before use, with weights in.
+
+        Networks that see the side for themselves need nothing.
+        """
+
     def vectors(self, pixels: Tensor, pooling: Pooling) -> Tensor:
         """Return (batch, dim) for normalised `pixels` (batch, 3, height, width)."""
         raise NotImplementedError
@@ -53,8 +66,13 @@ class TimmVit(Backbone):
 
     def vectors(self, pixels: Tensor, pooling: Pooling) -> Tensor:
         """Pool the tokens; averages are taken in fp32 whatever the network runs in."""
-        tokens = self.model.forward_features(pixels)
+        tokens = self.tokens(pixels)
         return torch.cat([self._pooled(tokens, part) for part in pooling.split("+")], dim=1)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Return (batch, n_tokens, dim) after the last norm, prefix tokens first."""
+        tokens: Tensor = self.model.forward_features(pixels)
+        return tokens
 
     def _pooled(self, tokens: Tensor, part: str) -> Tensor:
         if part == "cls":

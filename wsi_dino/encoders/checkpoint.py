@@ -93,15 +93,24 @@ def load_strictly(network: nn.Module, state: dict[str, Tensor], encoder: str, pa
     Raises:
         WeightsError: the checkpoint is of another architecture; the first differing names are given.
     """
-    expected = network.state_dict()
-    problems = _differences({k: tuple(v.shape) for k, v in expected.items()}, state)
+    require_fit(network, state, encoder, path)
+    dtypes = {key: tensor.dtype for key, tensor in network.state_dict().items()}
+    network.load_state_dict({key: tensor.to(dtypes[key]) for key, tensor in state.items()}, strict=False)
+
+
+def require_fit(network: nn.Module, state: dict[str, Tensor], encoder: str, path: Path) -> None:
+    """Check that every tensor of `state` and of `network` has its counterpart, of the same shape.
+
+    Raises:
+        WeightsError: the checkpoint is of another architecture; the first differing names are given.
+    """
+    problems = _differences({key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}, state)
     if problems:
         raise WeightsError(
             f"Loading weights {path} for {encoder}: the file is of another architecture.\n"
             + "\n".join(problems)
             + "\nGive --weights a checkpoint of this encoder, or choose the encoder that fits the file."
         )
-    network.load_state_dict({key: tensor.to(expected[key].dtype) for key, tensor in state.items()}, strict=False)
 
 
 def _differences(expected: dict[str, tuple[int, ...]], state: dict[str, Tensor]) -> list[str]:

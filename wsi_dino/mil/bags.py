@@ -32,6 +32,9 @@ class BagStore:
         allow_random_weights: accept features of an encoder without trained weights.
         memory_bytes: how much may be kept; None = 256 MiB, or 40 % of what is free now if that is less.
 
+    Attributes:
+        seen_by_adapter: slides that the encoder's adapter, if it has one, has learnt from.
+
     Raises:
         FeatureFileError: no file at all, a broken one, files of different encoders or settings, or
             features of random weights that were not allowed.
@@ -51,6 +54,7 @@ class BagStore:
         self.embed_dim = _one_embed_dim(heads)
         self.n_tiles: dict[str, int] = {slide_id: int(head["n"]) for slide_id, head in heads.items()}
         self.provenance: dict[str, Any] = heads[min(heads)]
+        self.seen_by_adapter = frozenset(slide_id for slide_id, head in heads.items() if head.get("adapter_has_seen"))
         budget = min(int(_free_bytes() * _MEMORY_SHARE), _MEMORY_LIMIT_BYTES) if memory_bytes is None else memory_bytes
         self.in_memory = sum(path.stat().st_size for path in self._paths.values()) <= budget
         self._kept: dict[str, np.ndarray] = {}
@@ -64,7 +68,7 @@ class BagStore:
         store.identity = {key: (identity or {}).get(key) for key in IDENTITY_KEYS}
         store.n_tiles = {slide_id: len(array) for slide_id, array in features.items()}
         store.embed_dim = next(iter(features.values())).shape[1]
-        store.provenance = dict(store.identity)
+        store.provenance, store.seen_by_adapter = dict(store.identity), frozenset()
         return store
 
     @property

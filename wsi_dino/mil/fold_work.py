@@ -22,8 +22,19 @@ from wsi_dino.mil.material import Material
 from wsi_dino.mil.training import TrainingSpec
 from wsi_dino.provenance import environment, file_sha256, fingerprint
 
-# Modules that tell of results and do not learn: a change in them leaves finished folds as they are.
-_TELLING = ("examples", "material", "metrics_file", "prediction", "report_content", "run", "tasks")
+# Modules that tell of results, or learn an adapter before, and not the model: a change in them leaves finished
+# folds as they are.
+_TELLING = (
+    "adaptation",
+    "adapted_run",
+    "examples",
+    "material",
+    "metrics_file",
+    "prediction",
+    "report_content",
+    "run",
+    "tasks",
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_dino.encoders.adapter import is_adapted_to_a_fold
 from wsi_dino.errors import CohortError, ConfigError, FeatureFileError, nearest_name
 from wsi_dino.evaluation.cohort import Cohort, read_cohort, read_columns
 from wsi_dino.feature_file import read_provenance
@@ -41,6 +42,7 @@ class Material:
         exclusions: all others, sorted by reason and slide.
         has_patient_id: whether the label table has that column.
         features_fingerprint: for each slide, changes with its features.
+        adaptation: how the encoder was adapted to each fold, to be told; None for a frozen encoder.
     """
 
     task: Task
@@ -51,6 +53,7 @@ class Material:
     exclusions: tuple[Exclusion, ...]
     has_patient_id: bool
     features_fingerprint: Mapping[str, str]
+    adaptation: Mapping[str, Any] | None = None
 
     @property
     def n_broken(self) -> int:
@@ -66,6 +69,8 @@ class Material:
 def choose_encoders(run: RunFolder, asked: Iterable[str]) -> list[str]:
     """Return the encoders to use: those asked for, or the only one that the run has features of.
 
+    What ``--adapt lora`` made of an encoder for its own folds is not counted.
+
     Raises:
         ConfigError: the run has no features, none of that name, or several and nobody chose.
     """
@@ -80,27 +85,48 @@ def choose_encoders(run: RunFolder, asked: Iterable[str]) -> list[str]:
                 f"Looking for features of encoder {name!r} in {run.path}: there are none.{nearest_name(name, present)} "
                 f"Features there are: {', '.join(present)}. `wsi-dino embed --encoder {name}` makes them."
             )
-    if not chosen and len(present) > 1:
+    plain = [name for name in present if not is_adapted_to_a_fold(name)]
+    if not chosen and len(plain) != 1:
         raise ConfigError(
-            f"The run {run.path} has features of several encoders: {', '.join(present)}. "
+            f"The run {run.path} has features of several encoders: {', '.join(plain or present)}. "
             "Choose with --encoder NAME; it may be given more than once."
         )
-    return chosen or present
+    return chosen or plain
 
 
-def gather_material(
-    run: RunFolder, task: Task, encoder: str, labels: Path, *, allow_random_weights: bool = False
-) -> Material:
-    """Bring the label table and the feature files of one encoder together; every bag is read once.
+def read_labels(task: Task, labels: Path) -> tuple[Task, Cohort, bool]:
+    """Read the label table: the task with the column's own spelling, the cohort, whether it names patients.
 
     Raises:
-        CohortError: something is wrong with the table, no slide of it has features, or a class is left empty.
-        FeatureFileError: files of different encoders or settings, or of random weights that were not allowed.
+        CohortError: something is wrong with the table.
     """
     columns = read_columns(labels)
     target = find_column(task, list(columns))
-    task = task.model_copy(update={"target": target})
-    everyone = read_cohort(labels, target, classes=task.classes, class_of=task.class_of(columns[target]))
+    cohort = read_cohort(labels, target, classes=task.classes, class_of=task.class_of(columns[target]))
+    return task.model_copy(update={"target": target}), cohort, "patient_id" in columns
+
+
+def gather_material(
+    run: RunFolder, task: Task, encoder: str, labels: Path, *, allow_random_weights: bool = False,
+    allow_seen: bool = False,
+) -> Material:  # fmt: skip
+    """Bring the label table and the feature files of one encoder together; every bag is read once.
+
+    Args:
+        run: the run folder.
+        task: what is predicted.
+        encoder: whose features.
+        labels: the label table.
+        allow_random_weights: see `BagStore`.
+        allow_seen: accept features of an adapter that has learnt from some of these slides, as long as the
+            caller sees to it that none of them is tested.
+
+    Raises:
+        CohortError: something is wrong with the table, no slide of it has features, or a class is left empty.
+        FeatureFileError: files of different encoders or settings, or of random weights that were not allowed,
+            or of an adapter that has seen these slides.
+    """
+    task, everyone, has_patient_id = read_labels(task, labels)
     paths = {path.stem: path for path in sorted(run.features(encoder).glob("*.h5"))}
     wanted = {slide_id: paths[slide_id] for slide_id in everyone.slide_ids if slide_id in paths}
     if not wanted:
@@ -111,14 +137,26 @@ def gather_material(
     store = BagStore(readable, allow_random_weights=allow_random_weights)
     fingerprints, unreadable = _read_all(store, readable)
     cohort = everyone.only(set(fingerprints))
+    if not allow_seen:
+        _refuse_seen(encoder, cohort, store)
     exclusions = [*broken, *unreadable, *_without_features(run, encoder, everyone, paths)]
     exclusions += [Exclusion(slide_id, "no tile", "its feature file is empty") for slide_id in store.empty]
     exclusions += _without_label(everyone, paths)
     return Material(
         task, _full_name(encoder, store), cohort, store, readable,
         tuple(sorted(exclusions, key=lambda row: (row.reason, row.slide_id))),
-        "patient_id" in columns, fingerprints,
+        has_patient_id, fingerprints,
     )  # fmt: skip
+
+
+def _refuse_seen(encoder: str, cohort: Cohort, store: BagStore) -> None:
+    seen = [slide_id for slide_id in cohort.slide_ids if slide_id in store.seen_by_adapter]
+    if seen:
+        raise FeatureFileError(
+            f"Collecting features of {encoder}: its adapter has learnt from {len(seen)} of these {len(cohort)} slides "
+            f"({', '.join(seen[:_SHOWN])} ...), so that no figure on them would be of held-out slides. Use slides it "
+            "has not seen, or let each fold learn its own adapter with --adapt lora."
+        )
 
 
 def _full_name(folder_name: str, store: BagStore) -> str:

@@ -67,6 +67,7 @@ def build_metrics(
             "precision": sorted({result.precision for result in results}),
             "device": learning.device,
         },
+        **({} if material.adaptation is None else {"adaptation": dict(material.adaptation)}),
         "exclusions": [asdict(exclusion) for exclusion in material.exclusions],
         "warnings": caveats(
             material, split, summary["summary"]["auc"], random_weights=random_weights, evenness=evenness,

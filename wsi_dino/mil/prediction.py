@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi_dino.encoders.adapter import is_adapted_to_a_fold, without_fold
 from wsi_dino.errors import ConfigError, FeatureFileError, WeightsError, nearest_name
 from wsi_dino.feature_file import FeatureFile, read_feature_file
 from wsi_dino.mil.abmil import ABMIL
@@ -25,7 +26,7 @@ class Ensemble:
 
     Attributes:
         models: in the order of the folds.
-        configs: one a model; all of one target, classes and encoder.
+        configs: one a model; all of one target, classes and encoder, which may be adapted to each fold.
     """
 
     models: tuple[ABMIL, ...]
@@ -33,10 +34,13 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         for config in self.configs[1:]:
-            for name in ("target", "class_names", "encoder", "embed_dim"):
+            for name in ("target", "class_names", "embed_dim"):
                 ours, theirs = getattr(self.configs[0], name), getattr(config, name)
                 if ours != theirs:
                     raise WeightsError(f"Opening models: fold {config.fold} has {name} {theirs!r}, the first {ours!r}.")
+            ours, theirs = (_but_adapter(one.encoder) for one in (self.configs[0], config))
+            if ours != theirs:
+                raise WeightsError(f"Opening models: fold {config.fold} takes features {theirs}, the first {ours}.")
 
     @property
     def config(self) -> ModelConfig:
@@ -49,9 +53,15 @@ class Ensemble:
         return str(self.config.provenance.get("task") or self.config.target)
 
     @property
+    def encoders(self) -> tuple[str, ...]:
+        """Name of the encoder whose features each model takes."""
+        return tuple(str(one.provenance.get("encoder") or one.encoder.get("encoder")) for one in self.configs)
+
+    @property
     def encoder(self) -> str:
-        """Name of the encoder whose features the models take."""
-        return str(self.config.provenance.get("encoder") or self.config.encoder.get("encoder"))
+        """Name of the encoder whose features the models take; ``ENCODER+lora`` where each takes its own."""
+        first, *others = self.encoders
+        return first if set(others) <= {first} else without_fold(first)
 
     @property
     def threshold(self) -> float | None:
@@ -74,19 +84,30 @@ class Ensemble:
         each_class = [f"score_{name}" for name in self.config.class_names]
         return ["slide_id", "status", "reason", "predicted", "score", *each_class, *self.fold_names, "seen_in_training"]
 
-    def predict(self, slide_id: str, file: FeatureFile, *, device: str, threads: int | None) -> dict[str, Any]:
+    def predict(
+        self, slide_id: str, files: Mapping[str, FeatureFile], *, device: str, threads: int | None
+    ) -> dict[str, Any]:
         """Return the row of one slide.
+
+        Args:
+            slide_id: the slide.
+            files: its features by encoder.
+            device: where models run.
+            threads: on a CPU; None = all cores.
 
         Raises:
             FeatureFileError: the features are of another encoder, or a value is not finite.
         """
-        require_same_encoder(self.config, file.identity)
-        if not np.isfinite(file.features).all():
-            raise FeatureFileError(f"Reading features of {slide_id}: a value is not finite. Embed the slide again.")
-        bags = BagStore.of_arrays({slide_id: file.features}, file.identity)
-        scores = [score_slides(model, bags, [slide_id], device=device, threads=threads)[0] for model in self.models]
-        row = self._row([s.probabilities for s in scores])
-        seen = features_fingerprint(file.features) in self.learnt_from
+        for file in files.values():
+            if not np.isfinite(file.features).all():
+                raise FeatureFileError(f"Reading features of {slide_id}: a value is not finite. Embed the slide again.")
+        probabilities = []
+        for model, config, encoder in zip(self.models, self.configs, self.encoders, strict=True):
+            require_same_encoder(config, files[encoder].identity)
+            bags = BagStore.of_arrays({slide_id: files[encoder].features}, files[encoder].identity)
+            probabilities.append(score_slides(model, bags, [slide_id], device=device, threads=threads)[0].probabilities)
+        row = self._row(probabilities)
+        seen = any(features_fingerprint(file.features) in self.learnt_from for file in files.values())
         return {"slide_id": slide_id, "status": "done", "reason": "", **row, "seen_in_training": seen}
 
     def _row(self, each_model: list[np.ndarray]) -> dict[str, Any]:
@@ -100,6 +121,11 @@ class Ensemble:
             **{f"score_{name}": float(p) for name, p in zip(names, mean, strict=True)},
             **{fold: float(p[place]) for fold, p in zip(self.fold_names, each_model, strict=True)},
         }
+
+
+def _but_adapter(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the folds of an adapted encoder share of their features' identity."""
+    return {**identity, "encoder": without_fold(str(identity.get("encoder"))), "adapter": bool(identity.get("adapter"))}
 
 
 def load_ensemble(path: Path) -> Ensemble:
@@ -121,23 +147,37 @@ def load_ensemble(path: Path) -> Ensemble:
     return Ensemble(tuple(model for model, _ in loaded), tuple(config for _, config in loaded))
 
 
-def feature_paths(run: RunFolder, ensemble: Ensemble) -> dict[str, Path]:
-    """Return the feature files of a run that the models can take, by slide.
+def feature_paths(run: RunFolder, ensemble: Ensemble) -> dict[str, dict[str, Path]]:
+    """Return the feature files of a run that the models can take, by slide and encoder.
 
     Raises:
-        ConfigError: the run has none of that encoder.
+        ConfigError: the run has none of an encoder.
     """
-    folder = run.features(ensemble.encoder)
-    paths = {path.stem: path for path in sorted(folder.glob("*.h5"))}
-    if not paths:
-        present = run.encoders()
-        near = nearest_name(safe_name(ensemble.encoder), present)
-        raise ConfigError(
-            f"Looking for features in {folder}: there are none, and the model for {ensemble.config.target!r} takes "
-            f"those of {ensemble.encoder}.{near} Features there are: {', '.join(present) or 'none'}. "
-            f"Run `wsi-dino embed --encoder {ensemble.encoder}`."
+    paths: dict[str, dict[str, Path]] = {}
+    for encoder in dict.fromkeys(ensemble.encoders):
+        found = sorted(run.features(encoder).glob("*.h5"))
+        if not found:
+            raise _no_features(run, ensemble, encoder)
+        for path in found:
+            paths.setdefault(path.stem, {})[encoder] = path
+    return dict(sorted(paths.items()))
+
+
+def _no_features(run: RunFolder, ensemble: Ensemble, encoder: str) -> ConfigError:
+    present = run.encoders()
+    near = nearest_name(safe_name(encoder), present)
+    if is_adapted_to_a_fold(encoder):
+        return ConfigError(
+            f"Looking for features in {run.features(encoder)}: there are none, and a model for "
+            f"{ensemble.config.target!r} takes those of an encoder adapted to its fold. For each fold run "
+            f"`wsi-dino embed --run {run.path} --encoder {encoder.partition('+lora-')[0]} --adapter "
+            f"ADAPTED_RUN/mil/{safe_name(ensemble.task)}/{safe_name(without_fold(encoder))}/adapter/fold-K`."
         )
-    return paths
+    return ConfigError(
+        f"Looking for features in {run.features(encoder)}: there are none, and the model for "
+        f"{ensemble.config.target!r} takes those of {encoder}.{near} Features there are: "
+        f"{', '.join(present) or 'none'}. Run `wsi-dino embed --encoder {encoder}`."
+    )
 
 
 def predict_run(
@@ -157,27 +197,35 @@ def predict_run(
     paths = feature_paths(run, ensemble)
     report(0, total=len(paths))
     rows = []
-    for slide_id, path in paths.items():
-        rows.append(_predict_file(ensemble, slide_id, path, device, threads))
+    for slide_id, of_slide in paths.items():
+        rows.append(_predict_slide(ensemble, slide_id, of_slide, device, threads))
         report(1, text=slide_id)
     table = run.path / "predictions" / safe_name(ensemble.task) / safe_name(ensemble.encoder) / "predictions.csv"
     run.write_table(table, rows, ensemble.columns())
     return table, rows
 
 
-def _predict_file(ensemble: Ensemble, slide_id: str, path: Path, device: str, threads: int | None) -> dict[str, Any]:
-    try:
-        file = read_feature_file(path)
-    except FeatureFileError as error:
-        return _failed(slide_id, str(error).replace(f"{path.parent}/", ""))
-    try:
-        require_same_encoder(ensemble.config, file.identity)
-    except FeatureFileError as error:
-        raise FeatureFileError(f"{path}: {error}") from error
-    if len(file.features) == 0:
+def _predict_slide(
+    ensemble: Ensemble, slide_id: str, paths: Mapping[str, Path], device: str, threads: int | None
+) -> dict[str, Any]:
+    missing = [encoder for encoder in ensemble.encoders if encoder not in paths]
+    if missing:
+        return _failed(slide_id, f"no features of {missing[0]}: `wsi-dino embed` with that adapter makes them")
+    files = {}
+    for encoder, path in paths.items():
+        try:
+            files[encoder] = read_feature_file(path)
+        except FeatureFileError as error:
+            return _failed(slide_id, str(error).replace(f"{path.parent}/", ""))
+    for config, encoder in zip(ensemble.configs, ensemble.encoders, strict=True):
+        try:
+            require_same_encoder(config, files[encoder].identity)
+        except FeatureFileError as error:
+            raise FeatureFileError(f"{paths[encoder]}: {error}") from error
+    if any(len(file.features) == 0 for file in files.values()):
         return {"slide_id": slide_id, "status": "empty", "reason": "the slide has no tile"}
     try:
-        return ensemble.predict(slide_id, file, device=device, threads=threads)
+        return ensemble.predict(slide_id, files, device=device, threads=threads)
     except FeatureFileError as error:
         return _failed(slide_id, str(error))
 

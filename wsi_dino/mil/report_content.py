@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import get_record
 from wsi_dino.errors import EncoderError
@@ -71,7 +73,9 @@ def _settings(material: Material, metrics: Mapping[str, Any]) -> dict[str, str]:
 def _training(spec: TrainingSpec, metrics: Mapping[str, Any]) -> dict[str, str]:
     values = spec.model_dump()
     told = {title: _word(values[name]) for name, title in _TRAINING_TITLES.items() if values[name] is not None}
-    return {"model": "attention-based MIL (ABMIL)", **told, "precision": ", ".join(metrics["protocol"]["precision"])}
+    how = {name.replace("_", " "): _word(value) for name, value in (metrics.get("adaptation") or {}).items()}
+    precision = ", ".join(metrics["protocol"]["precision"])
+    return {"model": "attention-based MIL (ABMIL)", **told, "precision": precision, **how}
 
 
 def _word(value: Any) -> str:
@@ -80,7 +84,7 @@ def _word(value: Any) -> str:
 
 def encoder_facts(material: Material) -> dict[str, str]:
     """Return what is known of the encoder: its record, and what the feature files say of their making."""
-    facts = {"encoder": material.encoder, **_from_record(_record_of(material.encoder))}
+    facts = {"encoder": material.encoder, **_from_record(_record_of(material))}
     stated = {**material.store.provenance, **material.store.identity}
     facts["values a tile"] = str(material.store.embed_dim)
     facts |= {title: str(stated[key]) for key, title in _IDENTITY_TITLES.items() if stated.get(key) is not None}
@@ -90,9 +94,12 @@ def encoder_facts(material: Material) -> dict[str, str]:
     return facts
 
 
-def _record_of(encoder: str) -> EncoderSpec | None:
+def _record_of(material: Material) -> EncoderSpec | None:
+    adapted = material.store.provenance.get("record") if material.store.identity.get("adapter") else None
     try:
-        return get_record(encoder)
+        return EncoderSpec.model_validate(adapted) if adapted else get_record(material.encoder)
+    except ValidationError:  # the record of another version
+        return None
     except EncoderError:
         return None
 
@@ -102,6 +109,7 @@ def _from_record(record: EncoderSpec | None) -> dict[str, str]:
         return {"licence": "not known: this package has no record of the encoder"}
     facts = {
         "licence": f"{record.licence} {record.licence_url}".strip() + (" (gated)" if record.gated else ""),
+        "what the licence asks": " ".join(record.obligations),
         "source": record.source + (f" at {record.revision}" if record.revision else ""),
         "architecture": record.architecture,
         "parameters": "" if record.parameters_m is None else f"{record.parameters_m:g} million",

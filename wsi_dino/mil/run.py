@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_dino.errors import ConfigError
+from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.report import render_report
 from wsi_dino.evaluation.split import Split, make_folds, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
@@ -25,6 +26,7 @@ from wsi_dino.run_folder import RunFolder
 
 Report = Callable[..., None]
 Bars = Callable[[str, str], AbstractContextManager[Report]]
+OfFold = Callable[[int], Material]
 _RESULTS = ("metrics.json", "predictions.csv", "report.html", "splits.csv")
 
 
@@ -77,21 +79,25 @@ def _no_bar(title: str, unit: str) -> Iterator[Report]:
     yield lambda *_, **__: None
 
 
-def make_split(material: Material, request: MilRequest) -> Split:
+def make_split(cohort: Cohort, left_out: bool, request: MilRequest) -> Split:
     """Deal the patients into folds, or read how they are to be dealt.
+
+    Args:
+        cohort: the slides that take part.
+        left_out: whether labelled slides take no part; their patients may stand in a published split.
+        request: how.
 
     Raises:
         SplitError: too few patients of a class, or the table does not fit.
     """
     if request.splits is None:
-        return make_folds(material.cohort, request.folds, request.seed)
-    # patients whose slides were left out may stand in a published split
-    return read_split(request.splits, material.cohort, ignore_unknown=bool(material.labelled_left_out))
+        return make_folds(cohort, request.folds, request.seed)
+    return read_split(request.splits, cohort, ignore_unknown=left_out)
 
 
 def run_mil(
     run: RunFolder, material: Material, request: MilRequest, *, pictures: SlidePictures | None = None,
-    bars: Bars = _no_bar,
+    bars: Bars = _no_bar, split: Split | None = None, of_fold: OfFold | None = None,
 ) -> MilOutcome:  # fmt: skip
     """Cross-validate a task and write everything about it to ``RUN/mil/TASK/ENCODER``.
 
@@ -104,19 +110,24 @@ def run_mil(
         request: what is asked.
         pictures: reads slides for report and heatmaps; without it the report has no pictures.
         bars: opens a progress bar by title and unit.
+        split: the folds; None to make them as `request` says.
+        of_fold: gives the slides and features of one fold by its number, where folds have their own.
 
     Raises:
         SplitError, CohortError, FeatureFileError: the input cannot be used.
         StorageError: the disk is full or the folder cannot be written.
     """
-    split = make_split(material, request)
+    split = split or make_split(material.cohort, bool(material.labelled_left_out), request)
+    of_fold = of_fold or (lambda number: material)
     folder = run.mil(material.task.name, material.encoder)
     files = FoldFiles(folder)
-    identity = _identity(material, split, request)
+    items = [fold_item(of_fold(number), fold, number, request.learning) for number, fold in enumerate(split)]
+    # changes with anything that can change a result of this task
+    identity = fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
     _start(run, folder, material, identity)
-    queue = _queue(run, material, split, request, files)
+    queue = ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
     with bars("folds", "epochs") as progress:
-        _work(queue, material, split, request, files, progress)
+        _work(queue, of_fold, split, request, files, progress)
     rows = queue.rows()
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
@@ -127,12 +138,6 @@ def run_mil(
     run.write_row("mil", f"{material.task.name}-{material.encoder}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
     return MilOutcome(folder, metrics, queue.n_reused, missing, report)
-
-
-def _identity(material: Material, split: Split, request: MilRequest) -> str:
-    """Return what changes with anything that can change a result of this task."""
-    items = [fold_item(material, fold, number, request.learning) for number, fold in enumerate(split)]
-    return fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
 
 
 def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> None:
@@ -146,13 +151,8 @@ def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> N
             path.unlink(missing_ok=True)
 
 
-def _queue(run: RunFolder, material: Material, split: Split, request: MilRequest, files: FoldFiles) -> ItemQueue:
-    items = [fold_item(material, fold, number, request.learning) for number, fold in enumerate(split)]
-    return ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
-
-
 def _work(
-    queue: ItemQueue, material: Material, split: Split, request: MilRequest, files: FoldFiles, progress: Report
+    queue: ItemQueue, of_fold: OfFold, split: Split, request: MilRequest, files: FoldFiles, progress: Report
 ) -> None:
     epochs = request.learning.spec.epochs
     progress(0, total=len(split) * epochs)
@@ -160,7 +160,7 @@ def _work(
         number = int(claimed.item.key.rpartition("-")[2])
         shown = _EpochProgress(progress, number, len(split), epochs)
         try:
-            row = learn_fold(material, split, number, request.learning, files, shown)
+            row = learn_fold(of_fold(number), split, number, request.learning, files, shown)
         except BaseException:
             queue.give_back(claimed)
             raise

@@ -17,7 +17,9 @@ from wsi_dino.run_folder import RunFolder
 StainMethod = Literal["macenko", "vahadane", "reinhard"]
 
 # What of an encoder's identity was asked for; the rest (precision, batch size) may be chosen by the machine.
-_ASKED_KEYS = ("encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "random_weights")
+_ASKED_KEYS = (
+    "encoder", "embed_dim", "pooling", "input_px", "weights_sha256", "adapter", "plugin_sha256", "random_weights",
+)  # fmt: skip
 _FORMAT = "embed/1"
 
 
@@ -29,6 +31,7 @@ class EmbedSpec(BaseModel):
             but CLAM's training code feeds it to a float32 model as it is, and stops.
         backend: reader of the slides, see `slide.open_slide`.
         precision: as asked; ``"auto"`` leaves it to the encoder and the device.
+        runtime: library that runs the network, see `encoders.runtimes`.
         batch_size: tiles of a batch; 0 leaves it to the encoder.
         stain_method: normalise stains to `stain_reference`, or None.
         stain_reference_sha256: of the reference image's file.
@@ -39,6 +42,7 @@ class EmbedSpec(BaseModel):
     store_dtype: Literal["float16", "float32"] = "float32"
     backend: str = "auto"
     precision: str = "auto"
+    runtime: str = "torch"
     batch_size: int = 0
     stain_method: StainMethod | None = None
     stain_reference_sha256: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,7 @@ class EncoderOutcome:
         tiles_encoded: by the model, in this call.
         tiles_resumed: taken from journals of interrupted calls.
         slides_kept: finished by earlier calls, or by another process during this one.
+        slides_finished: ids of those that this call brought to an end.
     """
 
     name: str
@@ -48,6 +49,7 @@ class EncoderOutcome:
     tiles_encoded: int = 0
     tiles_resumed: int = 0
     slides_kept: int = 0
+    slides_finished: frozenset[str] = frozenset()
 
     def count(self, status: str) -> int:
         """Return how many slides have `status`."""
@@ -75,6 +77,34 @@ class EmbedOutcome:
         return max(self.load, key=lambda stage: self.load[stage])
 
 
+def merged_outcome(outcomes: Sequence[EmbedOutcome]) -> EmbedOutcome:
+    """Return what processes that shared a run did together; each of them saw every slide to its end.
+
+    Args:
+        outcomes: of all that came through, with the same encoders in the same order; at least one.
+    """
+    seconds = max(one.seconds for one in outcomes)
+    load = {
+        stage: round(sum(one.load[stage] * one.seconds for one in outcomes) / (seconds * len(outcomes)), 4)
+        for stage in outcomes[0].load
+    }
+    of_each = zip(*(one.encoders for one in outcomes), strict=True)
+    return EmbedOutcome([_merged_encoder(parts) for parts in of_each], seconds, load)
+
+
+def _merged_encoder(parts: Sequence[EncoderOutcome]) -> EncoderOutcome:
+    rows = parts[0].rows
+    finished = frozenset[str]().union(*(part.slides_finished for part in parts))
+    return EncoderOutcome(
+        parts[0].name,
+        rows,
+        tiles_encoded=sum(part.tiles_encoded for part in parts),
+        tiles_resumed=sum(part.tiles_resumed for part in parts),
+        slides_kept=sum(row["slide_id"] not in finished for row in rows),
+        slides_finished=finished,
+    )
+
+
 def embed_slides(
     run: RunFolder,
     encoders: Sequence[TileEncoder],
@@ -85,6 +115,7 @@ def embed_slides(
     workers: int = 0,
     progress: Report | None = None,
     notice: Callable[[str], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> EmbedOutcome:
     """Write ``features/ENCODER/SLIDE.h5`` for every tiled slide of `run`, and ``embed.csv``.
 
@@ -101,6 +132,7 @@ def embed_slides(
         workers: reading threads; 0 = one for each core.
         progress: told ``progress(n_tiles, total=, text=)``.
         notice: told what a reader should know before the work starts.
+        only: slides to embed; None for all of the run.
 
     Raises:
         ConfigError: nothing is tiled, or the run holds features that cannot be mixed with these.
@@ -112,7 +144,7 @@ def embed_slides(
             f"Embedding {run.path}: no slide of it is tiled. Run `wsi-dino tile SLIDES --run {run.path}` first."
         )
     tasks = make_tasks(encoders, spec)
-    planner = SlidePlanner(run, tasks, SlidePaths(slides_folder), stain, report)
+    planner = SlidePlanner(run, tasks, SlidePaths(slides_folder), stain, report, only)
     for task in tasks:
         n_other = check_features_folder(run, task, planner.slide_ids)
         if n_other:
@@ -197,6 +229,7 @@ class _Pipeline:
             tiles_encoded=sum(row.get("tiles_encoded", 0) for row in own),
             tiles_resumed=sum(row.get("tiles_resumed", 0) for row in own),
             slides_kept=queue.n_reused,
+            slides_finished=frozenset(self._planner.finished[task.name]),
         )
 
 

@@ -165,13 +165,14 @@ def _embed_dim(encoder: str, sources: Sequence[ImportSource]) -> int:
 
 
 def _check_record(encoder: str, embed_dim: int) -> None:
-    known = {record.name: record.embed_dim for record in records()}
-    if encoder not in known or embed_dim in (known[encoder], 2 * known[encoder]):
+    known = {r.name: {r.dim_of(pooling) for pooling in r.poolings} for r in records() if r.dimensions == 2}
+    if encoder not in known or embed_dim in known[encoder]:
         return
-    fitting = [name for name, dim in known.items() if dim == embed_dim]
+    fitting = [name for name, dims in known.items() if embed_dim in dims]
     hint = f" Encoders of {embed_dim}: {', '.join(fitting)}." if fitting else ""
+    lengths = " or ".join(str(dim) for dim in sorted(known[encoder]))
     raise ConfigError(
-        f"Importing features of {encoder}: its vectors have {known[encoder]} numbers, the files' {embed_dim}.{hint}"
+        f"Importing features of {encoder}: its vectors have {lengths} numbers, the files' {embed_dim}.{hint}"
     )
 
 

@@ -21,6 +21,7 @@ from wsi_dino.pathology.embedded_slides import done_row
 from wsi_dino.pathology.journal import JournalRows
 from wsi_dino.pathology.slide_job import FailedSlide, SlideJob, Track
 from wsi_dino.pathology.slide_planner import Job, SlidePlanner
+from wsi_dino.pathology.tile_grid import TileGrid
 from wsi_dino.pathology.tile_stream import TileBlock, TileStream
 from wsi_dino.provenance import environment
 from wsi_dino.run_folder import RunFolder
@@ -185,6 +186,7 @@ def feature_provenance(job: SlideJob, track: Track) -> dict[str, Any]:
         "tiles": grid.view,
         "batch_size": task.batch_size,
         "licence": task.encoder.spec.licence,
+        **_seen_by_adapter(task, grid),
         "stain_fit": job.stain_fit,
         "slide": {
             "slide_id": grid.slide_id,
@@ -199,6 +201,12 @@ def feature_provenance(job: SlideJob, track: Track) -> dict[str, Any]:
         "fingerprint": track.claimed.item.fingerprint,
         "coords_attrs": grid.coords_attrs,
     }
+
+
+def _seen_by_adapter(task: EncoderTask, grid: TileGrid) -> dict[str, bool]:
+    """Return whether the encoder's adapter has learnt from this slide, of which features are then no fair test."""
+    adapter = getattr(task.encoder, "adapter", None)
+    return {} if adapter is None else {"adapter_has_seen": adapter.has_learnt_from(grid.slide_fingerprint)}
 
 
 def _result(batch: EncodedBatch) -> np.ndarray:

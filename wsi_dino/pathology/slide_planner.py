@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class SlidePlanner:
         paths: finds slide files.
         stain: the reference for stain normalisation, or None.
         report: told ``report(n_tiles)`` of tiles that need no work.
+        only: slides to embed; None for all of the run.
 
     Attributes:
         queues: the items of each encoder.
@@ -48,10 +49,11 @@ class SlidePlanner:
         paths: SlidePaths,
         stain: StainReference | None,
         report: Callable[..., None],
+        only: Collection[str] | None = None,
     ) -> None:
         self._run, self._tasks, self._paths, self._stain, self._report = run, tasks, paths, stain, report
         rows = {str(row["slide_id"]): row for row in run.rows("tile")}
-        self._rows = dict(sorted(rows.items()))
+        self._rows = {slide_id: row for slide_id, row in sorted(rows.items()) if only is None or slide_id in only}
         items = self._items()
         self.queues = {
             task.name: ItemQueue(run, task.stage, items[task.name], IsIntact(run, task, self._rows, paths, report))
@@ -64,12 +66,12 @@ class SlidePlanner:
 
     @property
     def n_tiles(self) -> int:
-        """Tiles of the whole run, all encoders together."""
+        """Tiles of all these slides, all encoders together."""
         return len(self._tasks) * sum(int(row.get("tiles") or 0) for row in self._rows.values())
 
     @property
     def slide_ids(self) -> list[str]:
-        """Ids of all slides of the run."""
+        """Ids of all these slides."""
         return list(self._rows)
 
     def _items(self) -> dict[str, list[Item]]:

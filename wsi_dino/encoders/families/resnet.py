@@ -17,6 +17,7 @@ _WHOLE = EncoderSpec(
     architecture="resnet50.tv_in1k",
     embed_dim=2048,
     input_multiple_px=32,
+    crop_fraction=0.875,
     interpolation="bilinear",
     pooling="avg",
     poolings=("avg",),
@@ -27,8 +28,9 @@ _WHOLE = EncoderSpec(
     parameters_m=23.5,
     licence="BSD-3-Clause",
     licence_url="https://github.com/pytorch/vision/blob/main/LICENSE",
+    paper="ResNet50 (ImageNet)",
     training_data="ImageNet-1k (1.28M photographs), supervised",
-    notes="Average of the fourth stage.",
+    notes="Average of the fourth stage. The paper does not say after which stage its ResNet50 is cut.",
 )
 RECORDS = (
     _WHOLE,
@@ -38,7 +40,8 @@ RECORDS = (
             "embed_dim": 1024,
             "feature_layers": (1, 2, 3),
             "parameters_m": 8.5,
-            "notes": "Average of the third stage: the features that CLAM's published work uses.",
+            "notes": "Average of the third stage: the features that CLAM's published work uses. The paper does not say "
+            "after which stage its ResNet50 is cut.",
         }
     ),
 )
