@@ -33,7 +33,8 @@ _FIELDS = {
     "hidden_dim": "hidden_dim", "attention_dim": "attention_dim", "precision": "precision", "seed": "seed",
 }  # fmt: skip
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
-_NOT_IN_COMMAND = ("ctx", "run", "labels", "splits", "device", "workers", "as_json", "encoder", "return")
+_PATHS = ("labels", "splits", "test_run", "test_labels")
+_NOT_IN_COMMAND = ("ctx", "run", *_PATHS, "device", "workers", "as_json", "encoder", "return")
 _SHOWN = 5
 _TABLE = ["fold", "n_test", "auc", "accuracy", "precision", "recall", "f1", "threshold"]
 
@@ -53,7 +54,8 @@ def mil(
         str | None,
         _option(
             _WHAT, "--task",
-            help="Task by name: of `tasks:` in wsi-dino.yaml, or bcnb-er, bcnb-pr, bcnb-her2, bcnb-ki67, bcnb-aln.",
+            help="Task by name: of `tasks:` in wsi-dino.yaml, or bcnb-er, bcnb-pr, bcnb-her2, bcnb-ki67, bcnb-aln, "
+            "camelyon16-official, camelyon16-cv, camelyon17-unseen; all-bcnb: every one that begins with bcnb-.",
         ),
     ] = None,
     target: Annotated[
@@ -70,10 +72,22 @@ def mil(
         bool,
         _option(_WHAT, "--allow-random-weights", help="Accept features of an encoder without trained weights."),
     ] = False,
+    test_run: Annotated[
+        Path | None,
+        _option(_WHAT, "--test-run", help="Run that holds the other cohort of a task that tests on one."),
+    ] = None,
+    test_labels: Annotated[
+        Path | None,
+        _option(_WHAT, "--test-labels", help="Label table of that other cohort.  [default: --labels]"),
+    ] = None,
     folds: Annotated[
-        int,
+        int | None,
         _option(_SPLIT, "--folds", min=2, help="Folds by patient, stratified; 5 gives 7:1:2.  [default: 5]"),
-    ] = 5,
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        _option(_SPLIT, "--seeds", min=1, help="Models of a task with a fixed test set.  [default: the task's, or 5]"),
+    ] = None,
     splits: Annotated[
         Path | None,
         _option(_SPLIT, "--splits", help="CSV fold,patient_id (or slide_id),subset to use instead of --folds."),
@@ -151,26 +165,29 @@ def mil(
     Exit code 1 when a feature file was broken or a heatmap could not be drawn.
     """
     paths = {"run": run, "labels": labels, "splits": splits}  # the context holds them as plain text
+    paths |= {"test_run": test_run, "test_labels": test_labels}
     plan = _plan({**ctx.params, **paths})
     from wsi_dino.mil.material import choose_encoders
 
+    pairs = [(name, one) for name in plan.tasks for one in choose_encoders(plan.run, plan.encoders)]
     outcomes = []
-    for name in choose_encoders(plan.run, plan.encoders):
-        outcomes.append(_one_encoder(plan, name, several=len(plan.encoders) > 1))
+    for chosen, name in pairs:
+        outcomes.append(_one_pair(plan, chosen, name, several=len(pairs) > 1))
     if as_json:
         console.print_json(_as_json(plan, outcomes))
     else:
         for done in outcomes:
             _print_outcome(done)
+        _print_overview(outcomes)
     console.leave(sum(done.n_failed for done in outcomes))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The checked request for all encoders."""
+    """The checked request for all tasks and encoders."""
 
     run: RunFolder
-    task: Task
+    tasks: list[Task]
     labels: Path
     encoders: list[str]
     given: dict[str, Any]
@@ -178,7 +195,7 @@ class _Plan:
 
 @dataclass(frozen=True)
 class _Done:
-    """What came of one encoder."""
+    """What came of one task and encoder."""
 
     material: Material
     outcome: MilOutcome
@@ -189,11 +206,9 @@ class _Done:
 
 
 def _plan(given: dict[str, Any]) -> _Plan:
-    from wsi_dino.mil.tasks import find_task
     from wsi_dino.run_folder import RunFolder
 
-    project = read_project_file()
-    task = find_task(given["task"], given["target"], project.tasks if project else {})
+    tasks = _tasks(given)
     if given["labels"] is None:
         raise ConfigError(
             "Which slide has which label? Give --labels CSV with the columns slide_id, optional patient_id and "
@@ -204,7 +219,30 @@ def _plan(given: dict[str, Any]) -> _Plan:
         raise ConfigError(
             f"--threshold-policy: there is no {wrong!r}.{nearest_name(wrong, _POLICIES)} Known: {', '.join(_POLICIES)}."
         )
-    return _Plan(RunFolder(given["run"]).require(), task, given["labels"], list(given["encoder"] or []), given)
+    return _Plan(RunFolder(given["run"]).require(), tasks, given["labels"], list(given["encoder"] or []), given)
+
+
+def _tasks(given: dict[str, Any]) -> list[Task]:
+    from wsi_dino.mil.tasks import expand_task, find_task
+
+    project = read_project_file()
+    own = project.tasks if project else {}
+    names = expand_task(given["task"], own) if given["task"] else [None]
+    return [_with_test_cohort(find_task(name, given["target"], own), given) for name in names]
+
+
+def _with_test_cohort(task: Task, given: dict[str, Any]) -> Task:
+    """Let the command line name the test cohort, and say which of its options the task's scheme has no use for."""
+    scheme, places = task.scheme, {name: given[name] for name in ("test_run", "test_labels") if given[name] is not None}
+    if places and scheme.kind != "external":
+        raise ConfigError(
+            f"--{min(places).replace('_', '-')}: task {task.name} is not tested on another cohort (its scheme is "
+            f"{scheme.kind}). camelyon17-unseen is; a task of your own has `scheme: {{kind: external}}`."
+        )
+    unused = "folds" if scheme.kind != "k-fold" else "seeds"
+    if given[unused] is not None and given["splits"] is None:
+        console.say(f"note: --{unused} is not used by task {task.name}: its scheme is {scheme.kind}.")
+    return task.model_copy(update={"scheme": scheme.model_copy(update=places)})
 
 
 def _training_spec(given: dict[str, Any]) -> TrainingSpec:
@@ -221,26 +259,26 @@ def _training_spec(given: dict[str, Any]) -> TrainingSpec:
         raise ConfigError(f"--{option.replace('_', '-')} {first['input']}: {first['msg']}.") from error
 
 
-def _one_encoder(plan: _Plan, encoder: str, *, several: bool) -> _Done:
+def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> _Done:
     from wsi_dino.mil.material import gather_material
     from wsi_dino.mil.run import run_mil
+    from wsi_dino.run_folder import RunFolder
 
     given = plan.given
-    request = _request(plan, encoder)
-    console.say(f"mil: reading labels and features of {encoder}")
-    material = gather_material(
-        plan.run, plan.task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"]
-    )
+    request = _request(plan, task, encoder)
+    console.say(f"mil: reading labels and features of {encoder} for {task.name}")
+    material = gather_material(plan.run, task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"])
     _say_exclusions(material)
-    title = f"mil {encoder}: " if several else "mil: "
+    title = f"mil {task.name} {encoder}: " if several else "mil: "
+    runs = [plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])]
     outcome = run_mil(
-        plan.run, material, request, pictures=RunPictures(plan.run),
+        plan.run, material, request, pictures=RunPictures(*runs),
         bars=lambda what, unit: console.progress(title + what, unit=unit),
     )  # fmt: skip
     return _Done(material, outcome)
 
 
-def _request(plan: _Plan, encoder: str) -> MilRequest:
+def _request(plan: _Plan, task: Task, encoder: str) -> MilRequest:
     from wsi_dino.mil.fold_work import Learning
     from wsi_dino.mil.report_content import Telling
     from wsi_dino.mil.run import MilRequest
@@ -254,8 +292,13 @@ def _request(plan: _Plan, encoder: str) -> MilRequest:
     )
     return MilRequest(
         learning, given["folds"], given["seed"], given["splits"], given["bootstrap"], given["heatmaps"],
-        not given["no_report"], Telling(*exact_command(given, encoder)),
+        not given["no_report"], Telling(*exact_command(_of_task(given, task), encoder)), given["seeds"],
     )  # fmt: skip
+
+
+def _of_task(given: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Return the options as if this task alone had been asked for."""
+    return given if given["task"] is None else {**given, "task": task.name}
 
 
 def resolve_mil_device(asked: str) -> str:
@@ -276,8 +319,9 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
     has_project = (Path.cwd() / PROJECT_FILE).is_file()
     base = Path.cwd() if has_project else Path(given["run"])
     words = ["wsi-dino", "mil", "--run", _relative(given["run"], base), "--encoder", encoder]
-    for name in ("labels", "splits"):
-        words += [f"--{name}", _relative(given[name], base)] if given[name] is not None else []
+    for name in _PATHS:
+        if given.get(name) is not None:
+            words += [f"--{name.replace('_', '-')}", _relative(given[name], base)]
     left_out = {*_NOT_IN_COMMAND, "folds" if given["splits"] is not None else ""}
     for name in mil.__annotations__:  # in the order of --help, however it was typed
         flag, value = f"--{name.replace('_', '-')}", given.get(name)
@@ -297,11 +341,11 @@ class RunPictures:
     """Pictures of a run's slides for the report and heatmaps; a slide that is gone is said, not fatal.
 
     Args:
-        run: the run whose stage `tile` knows where the slides lie.
+        runs: those whose stage `tile` knows where the slides lie.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self, *runs: RunFolder) -> None:
+        self._runs = runs
 
     def tiles(self, slide_id: str, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int]) -> list[np.ndarray]:
         """Return small pictures of tiles."""
@@ -324,7 +368,9 @@ class RunPictures:
         write_heatmap(path, slide, attention.attention_weights, attention.coords, footprint, title=title)
 
     def _path(self, slide_id: str) -> Path:
-        stated = (self._run.read_row("tile", slide_id) or {}).get("path")
+        stated = next(
+            (row["path"] for run in self._runs if (row := run.read_row("tile", slide_id) or {}).get("path")), ""
+        )
         if not stated:
             raise SlideError(f"The run does not know the slide file of {slide_id}: it was not tiled here.")
         path = Path(stated)
@@ -358,7 +404,7 @@ def _print_outcome(done: _Done) -> None:
     console.print_table([*metrics["folds"], {"fold": "mean", **summary}], _TABLE)
     auc = metrics["summary"]["auc"]
     print(f"\nAUC {_number(auc['value'])}, 95 % interval {_number(auc['low'])} to {_number(auc['high'])}")
-    for warning in metrics["warnings"]:
+    for warning in [*metrics["warnings"], *metrics["notes"]]:
         print(f"note: {warning}")
     for slide_id, why in done.outcome.no_heatmap.items():
         print(f"no heatmap of {slide_id}: {why}")
@@ -368,6 +414,22 @@ def _print_outcome(done: _Done) -> None:
         print(f"report: {done.outcome.report}")
     else:
         print(f"results: {done.outcome.folder}")
+
+
+def _print_overview(outcomes: list[_Done]) -> None:
+    """One row a task, one column an encoder, where there are several of either."""
+    if len(outcomes) < 2:
+        return
+    rows: dict[str, dict[str, Any]] = {}
+    for done in outcomes:
+        metrics = done.outcome.metrics
+        auc = metrics["summary"]["auc"]
+        text = f"{_number(auc['value'])} ({_number(auc['low'])} to {_number(auc['high'])})"
+        rows.setdefault(metrics["task"], {"AUC": metrics["task"]})[metrics["encoder"]] = text
+    print()
+    console.print_table(
+        list(rows.values()), ["AUC", *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)]
+    )
 
 
 def _number(value: float | None) -> str:

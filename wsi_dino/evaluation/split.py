@@ -150,6 +150,36 @@ def _deal(strata: Mapping[tuple[int, ...], list[str]], k: int, seed: int) -> lis
     return tests
 
 
+def make_repeats(cohort: Cohort, subset_of: Mapping[str, str], n: int, seed: int, scheme: str) -> Split:
+    """Repeat one given partition `n` times; where it names no validation patients, each repeat draws its own.
+
+    An eighth of the training patients validates, stratified by class. The test patients are the same in
+    every repeat; what differs is what the models were taught and how they began.
+
+    Args:
+        cohort: the patients.
+        subset_of: ``train``, ``val`` or ``test`` for every patient of the cohort.
+        n: repeats, one fold of the split each.
+        seed: of the drawing.
+        scheme: what the partition is called.
+
+    Raises:
+        SplitError: no patient to train or to test on, or a class is absent from a subset.
+    """
+    members = {name: [p for p in cohort.patients if subset_of[p] == name] for name in SUBSETS}
+    for name in ("train", "test"):
+        if not members[name]:
+            raise SplitError(f"Making the split {scheme!r}: no patient with features is of subset {name}.")
+    if members["val"]:
+        folds = [Fold(*(tuple(members[name]) for name in SUBSETS))] * n
+    else:
+        outside = set(members["test"])
+        folds = [_with_validation(_strata(cohort), outside, seed, number) for number in range(n)]
+    split = Split(tuple(folds), f"{scheme}, {n} seeds from {seed}", seed)
+    check_split(split, cohort)
+    return split
+
+
 def _with_validation(strata: Mapping[tuple[int, ...], list[str]], test: set[str], seed: int, fold: int) -> Fold:
     left = [[patient for patient in patients if patient not in test] for patients in strata.values()]
     sizes = _validation_sizes([len(patients) for patients in left])

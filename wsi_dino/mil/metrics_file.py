@@ -56,6 +56,8 @@ def build_metrics(
         "summary": summary["summary"],
         "calibration": calibration_section(test_rows, classes),
         "cohort": cohort_section(material),
+        "scheme": material.task.scheme.model_dump(mode="json", exclude={"test_run", "test_labels"}),
+        "notes": list(material.notes),
         "protocol": {
             "threshold_policy": summary["threshold_policy"],
             "threshold_policy_text": _POLICIES.get(summary["threshold_policy"], summary["threshold_policy"]),

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsi_dino.errors import ConfigError
 from wsi_dino.evaluation.report import render_report
-from wsi_dino.evaluation.split import Split, make_folds, read_split, write_split
+from wsi_dino.evaluation.split import Split, make_folds, make_repeats, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
 from wsi_dino.mil.attention_file import SlideAttention, read_attention
 from wsi_dino.mil.cross_validation import FoldResult, summarise
@@ -34,23 +34,25 @@ class MilRequest:
 
     Attributes:
         learning: how each fold is learnt.
-        folds: how many; not used with `splits`.
+        folds: how many; None = what the task's scheme says, or 5; not used with `splits`.
         seed: of the split and the bootstrap (that of training is in `learning.spec`).
         splits: table of folds to use instead.
         n_resamples: of the bootstrap.
         heatmaps: for how many held-out slides, those with the highest score first.
         with_report: write report.html.
         telling: what the report says besides the results.
+        seeds: models of a scheme with a fixed test set; None = what the scheme says.
     """
 
     learning: Learning
-    folds: int = 5
+    folds: int | None = 5
     seed: int = 0
     splits: Path | None = None
     n_resamples: int = 2000
     heatmaps: int = 0
     with_report: bool = True
     telling: Telling = field(default_factory=Telling)
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,12 @@ def make_split(material: Material, request: MilRequest) -> Split:
     Raises:
         SplitError: too few patients of a class, or the table does not fit.
     """
+    if request.splits is None and material.subset_of:
+        scheme, n = material.task.scheme, request.seeds or material.task.scheme.seeds
+        what = f"column {scheme.column}" if scheme.kind == "fixed" else "trained here, tested on another cohort"
+        return make_repeats(material.cohort, material.subset_of, n, request.seed, what)
     if request.splits is None:
-        return make_folds(material.cohort, request.folds, request.seed)
+        return make_folds(material.cohort, request.folds or material.task.scheme.folds or 5, request.seed)
     # patients whose slides were left out may stand in a published split
     return read_split(request.splits, material.cohort, ignore_unknown=bool(material.labelled_left_out))
 
