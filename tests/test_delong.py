@@ -52,6 +52,23 @@ def test_variance_and_covariance_equal_the_double_sum(seed: int) -> None:
     assert (test.low, test.high) == pytest.approx(test.difference + np.array([-1, 1]) * stats.norm.ppf(0.975) * error)
 
 
+@pytest.mark.parametrize(
+    ("seed", "p", "plain"),
+    [
+        (0, 0.012776228509373109, (0.6646419511054817, 0.9141080488945181)),
+        (1, 0.5310011106994126, (0.6477543240163237, 0.9034956759836763)),
+        (2, 0.40641899192757047, (0.6605581867534237, 0.9206918132465766)),
+    ],
+)
+def test_equals_another_program(seed: int, p: float, plain: tuple[float, float]) -> None:
+    """Figures of MLstatkit 0.1.91 (`Delong_test`) on the same scores, many of them tied."""
+    y, a, b = _drawn(seed)
+    first = auc_influence([_fold(y, a)])
+    interval = delong_interval(first, scale="plain")
+    assert delong_test(first, auc_influence([_fold(y, b)])).p == pytest.approx(p)
+    assert (interval.low, interval.high) == pytest.approx(plain)
+
+
 def test_components_equal_those_of_scipys_empirical_distribution() -> None:
     y, a, _ = _drawn(3)
     above, below = structural_components(y == 1, a)

@@ -231,14 +231,20 @@ def _per_class(fold: FoldPredictions, weights: np.ndarray, kind: str) -> np.ndar
     return _ratio(*figures[kind])
 
 
-def _macro(kind: str) -> Statistic:
+def macro_statistic(kind: str) -> Statistic:
+    """Return the figure ``precision``, ``recall`` or ``f1`` as its mean over classes."""
+    return lambda fold, weights: _per_class(fold, weights, kind).mean(1)
+
+
+def positive_class_statistic(kind: str) -> Statistic:
+    """Return the figure ``precision``, ``recall`` or ``f1`` of the positive of two classes."""
+    return lambda fold, weights: _per_class(fold, weights, kind)[:, 1]
+
+
+def _usual(kind: str) -> Statistic:
     """Figure of the positive class for two classes, mean over classes for more."""
-
-    def compute(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-        per_class = _per_class(fold, weights, kind)
-        return per_class[:, 1] if fold.scores.ndim == 1 else per_class.mean(1)
-
-    return compute
+    of_positive, macro = positive_class_statistic(kind), macro_statistic(kind)
+    return lambda fold, weights: (of_positive if fold.scores.ndim == 1 else macro)(fold, weights)
 
 
 def _balanced_accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
@@ -260,9 +266,9 @@ STATISTICS: dict[str, Statistic] = {
     "average_precision": _average_precision,
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
-    "precision": _macro("precision"),
-    "recall": _macro("recall"),
+    "precision": _usual("precision"),
+    "recall": _usual("recall"),
     "specificity": _specificity,
-    "f1": _macro("f1"),
+    "f1": _usual("f1"),
     "brier": _brier,
 }

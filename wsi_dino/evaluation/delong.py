@@ -188,15 +188,15 @@ def delong_test(first: AucInfluence, second: AucInfluence, level: float = 0.95) 
     between = first.influence - second.influence
     error = float(np.sqrt(between @ between))
     if math.isnan(error):
-        return DelongTest(difference, *[math.nan] * 5, note=first.note or second.note)
+        return _no_test(difference, error, first.note or second.note)
     if error <= 1e-12:  # rounding of equal components
-        same = abs(difference) <= 1e-12
-        note = "both rank all slides alike" if same else "DeLong's variance of the difference is 0: no test"
-        return DelongTest(difference, *[difference if same else math.nan] * 2, 0.0, *_no_z(same), note=note)
+        if abs(difference) <= 1e-12:
+            return DelongTest(difference, difference, difference, 0.0, 0.0, 1.0, "both rank all slides alike")
+        return _no_test(difference, 0.0, "DeLong's variance of the difference is 0: it gives no test")
     z, width = difference / error, NormalDist().inv_cdf((1 + level) / 2) * error
     p = math.erfc(abs(z) / math.sqrt(2))
     return DelongTest(difference, difference - width, difference + width, error, z, p)
 
 
-def _no_z(same: bool) -> tuple[float, float]:
-    return (0.0, 1.0) if same else (math.nan, math.nan)
+def _no_test(difference: float, error: float, note: str) -> DelongTest:
+    return DelongTest(difference, math.nan, math.nan, error, math.nan, math.nan, note)

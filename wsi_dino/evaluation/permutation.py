@@ -42,7 +42,8 @@ def swap_weights(first: Sequence[FoldPredictions], second: Sequence[FoldPredicti
     swapped and ``K(a_i, b_j) - K(b_i, a_j)`` if one is; the products of signs cancel.)
 
     Args:
-        first, second: predictions of the same slides in the same order.
+        first: predictions of one encoder, a fold each.
+        second: those of the other, of the same slides in the same order.
 
     Raises:
         ValueError: the slides differ, or a score is not finite.
