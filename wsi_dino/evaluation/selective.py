@@ -20,7 +20,8 @@ def confidence_of(fold: FoldPredictions) -> np.ndarray:
     """Return how sure each answer is: float64 ``(n,)``, 0 (at the threshold) to 1.
 
     Examples:
-        >>> confidence_of(FoldPredictions(np.array([0, 1, 1]), np.array([0.1, 0.2, 0.6]), list("abc"), 0.2)).round(3).tolist()
+        >>> fold = FoldPredictions(np.array([0, 1, 1]), np.array([0.1, 0.2, 0.6]), list("abc"), 0.2)
+        >>> confidence_of(fold).round(3).tolist()
         [0.5, 0.0, 0.5]
     """
     if fold.scores.ndim == 2:
