@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from wsi_dino.cli.bench import bench
 from wsi_dino.cli.demo import demo
 from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.embed import embed
@@ -23,6 +24,10 @@ VERBS: dict[str, Callable[..., Any]] = {
     "mil": mil,
     "predict": predict,
     "encoders": encoders,
+    "bench": bench,
     "doctor": doctor,
     "demo": demo,
 }
+
+# verbs with commands of their own below them
+GROUPS: dict[str, Callable[[], typer.Typer]] = {"cohort": cohort_app}
