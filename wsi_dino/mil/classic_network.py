@@ -34,11 +34,11 @@ class ClassicSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     gated: bool = False
-    learning_rate: float = Field(5e-4, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-3, ge=0)
-    epochs: int = Field(100, ge=1)
-    dropout: float = Field(0.5, ge=0, lt=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=5e-3, ge=0)
+    epochs: int = Field(default=100, ge=1)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
 
 
 def _shapes(dim: int, gated: bool) -> dict[str, tuple[int, ...]]:
