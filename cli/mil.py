@@ -95,6 +95,13 @@ def mil(
     seed: Annotated[
         int, _option(_SPLIT, "--seed", min=0, help="Of folds, weights, order and bootstrap.  [default: 0]")
     ] = 0,
+    permute_labels: Annotated[
+        int | None,
+        _option(
+            _WHAT, "--permute-labels", min=0, metavar="SEED",
+            help="Deal the labels anew among patients, to see what chance gives; results go to TASK-permuted-SEED.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, _option(_TRAINING, "--epochs", min=1, help="At most.  [default: 40]")] = None,
     min_epochs: Annotated[
         int | None, _option(_TRAINING, "--min-epochs", min=0, help="Before the first that may be kept.  [default: 10]")
@@ -268,6 +275,10 @@ def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> _Done:
     request = _request(plan, task, encoder)
     console.say(f"mil: reading labels and features of {encoder} for {task.name}")
     material = gather_material(plan.run, task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"])
+    if given["permute_labels"] is not None:
+        from wsi_dino.mil.permuted_labels import permute_labels
+
+        material = permute_labels(material, given["permute_labels"])
     _say_exclusions(material)
     title = f"mil {task.name} {encoder}: " if several else "mil: "
     runs = [plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])]

@@ -44,6 +44,7 @@ class Material:
         features_fingerprint: for each slide, changes with its features.
         table: for each slide its whole row of the label table.
         subset_of: ``train``, ``val`` or ``test`` of each patient where the task's scheme fixes it; else empty.
+        permuted_labels: seed with which the labels were permuted; None = they are the true ones.
     """
 
     task: Task
@@ -56,6 +57,7 @@ class Material:
     features_fingerprint: Mapping[str, str]
     table: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     subset_of: Mapping[str, str] = field(default_factory=dict)
+    permuted_labels: int | None = None
 
     @property
     def n_broken(self) -> int:

@@ -13,12 +13,13 @@ from wsi_dino.evaluation.report import render_report
 from wsi_dino.evaluation.split import Split, make_folds, make_repeats, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
 from wsi_dino.mil.attention_file import SlideAttention, read_attention
-from wsi_dino.mil.cross_validation import FoldResult, summarise
+from wsi_dino.mil.cross_validation import FoldResult, summarise, test_predictions
 from wsi_dino.mil.examples import SlidePictures, choose_examples, make_example, render_heatmaps
 from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, learn_fold
 from wsi_dino.mil.material import Material
 from wsi_dino.mil.metrics_file import build_metrics
 from wsi_dino.mil.report_content import Telling, report_input
+from wsi_dino.mil.statistics_section import statistics_section
 from wsi_dino.provenance import fingerprint, remove_stale_temporaries, without_nan, write_json_atomically
 from wsi_dino.provenance import write_text_atomically as write_text
 from wsi_dino.run_folder import RunFolder
@@ -127,7 +128,12 @@ def run_mil(
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
     summary = summarise(results, material.cohort.class_names, n_resamples=request.n_resamples, seed=request.seed)
-    metrics = without_nan(build_metrics(material, split, request.learning, results, summary, evenness, identity))
+    metrics = build_metrics(material, split, request.learning, results, summary, evenness, identity)
+    held_out = [test_predictions(result, material.cohort.class_names) for result in results]
+    metrics = without_nan(
+        metrics
+        | statistics_section(held_out, metrics["calibration"], n_resamples=request.n_resamples, seed=request.seed)
+    )
     files.remove_others({folder / name for row in rows for name in row["files"]})
     missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars)
     run.write_row("mil", f"{material.task.name}-{material.encoder}", {"identity": identity})
