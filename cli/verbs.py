@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import typer
+
 from wsi_dino.cli.bench import bench
+from wsi_dino.cli.cohort import cohort_app
 from wsi_dino.cli.demo import demo
 from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.embed import embed
