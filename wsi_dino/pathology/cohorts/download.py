@@ -6,6 +6,7 @@ import csv
 import difflib
 import io
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,8 +111,8 @@ class Download:
         packed = [path for path in packed if path.suffix.lower() in _UNPACKED]
         if packed:
             return f" (there is {self.relative(packed[0])}: not unpacked, or not finished)"
-        renamed = self._instead([place], others[:200])
-        return f" ({renamed.strip().rstrip('.')})" if renamed else ""
+        renamed = [path for path in others if _plain_name(path.stem) == _plain_name(name)]
+        return f" (there is {self.relative(renamed[0])}: rename it)" if renamed else ""
 
     def _instead(self, places: Iterable[str], candidates: list[Path]) -> str:
         by_name = {path.name.lower(): path for path in candidates}
@@ -121,6 +122,11 @@ class Download:
             if close:
                 return f" There is {self.relative(by_name[close[0]])}: put it there under the official name."
         return ""
+
+
+def _plain_name(name: str) -> str:
+    """Return a name without case, signs and leading zeros: ``Tumor (8)`` and ``tumor_008`` are alike."""
+    return "".join(part.lstrip("0") or part[:1] for part in re.findall(r"[a-z]+|[0-9]+", name.lower()))
 
 
 def read_csv_lines(path: Path) -> list[tuple[int, list[str]]]:
