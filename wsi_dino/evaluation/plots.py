@@ -18,7 +18,7 @@ _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _FROM_PAGE = {_INK: "currentColor", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES, 1)
 }
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "svg.hashsalt": "wsi-dino",
@@ -59,7 +59,7 @@ def _canvas(name: str, label: str, size_in: tuple[float, float], rows: Sequence[
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size_in, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=list(rows))[:, 0]

@@ -11,7 +11,7 @@ from wsi_dino.evaluation.plots import coverage_figure, decision_figure
 
 _TEMPLATE = """
 {% if averages %}
-<h3>Both ways of averaging</h3>
+<h2>Both ways of averaging</h2>
 <p>Precision and recall of the positive class and their mean over classes (macro) are different figures, and published
 tables do not always say which they print. Quote one of these by its name.</p>
 <div class="scroll"><table>
@@ -25,7 +25,7 @@ tables do not always say which they print. Quote one of these by its name.</p>
 {% if delong %}
 <p>AUC by DeLong: {{ delong.auc.value | number }}{% if delong.auc.low is not none %}, 95 % interval
 {{ delong.auc.low | number }} to {{ delong.auc.high | number }} ({{ delong.auc.scale }} scale){% endif %}
-<span class="muted">Unit: {{ delong.unit }}; {{ delong.averaged }}.
+&#32;<span class="muted">Unit: {{ delong.unit }}; {{ delong.averaged }}.
 {% if delong.auc.note %}{{ delong.auc.note }}.{% endif %}
 The interval at the top is the bootstrap over patients; the two should be close.</span></p>
 {% endif %}
