@@ -8,7 +8,9 @@ from typing import Any
 import typer
 
 from wsi_dino.cli.bench import bench
+from wsi_dino.cli.check_row import check_row
 from wsi_dino.cli.cohort import cohort_app
+from wsi_dino.cli.compare import compare
 from wsi_dino.cli.demo import demo
 from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.embed import embed
@@ -25,6 +27,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "embed": embed,
     "import-features": import_features,
     "mil": mil,
+    "compare": compare,
+    "check-row": check_row,
     "predict": predict,
     "encoders": encoders,
     "bench": bench,
