@@ -43,8 +43,9 @@ def check_row(
         console.print_json({"command": "check-row", **section})
         return
     rows = [
-        {"average": fit.convention, "verdict": fit.verdict, "off by": f"{fit.deviation:.4f}", "sensitivity": fit.sensitivity,
-         "specificity": fit.specificity, "AUC between": "{:.3f} and {:.3f}".format(*fit.auc_bounds)}
+        {"average": fit.convention, "verdict": fit.verdict, "off by": f"{fit.deviation:.4f}",
+         "sensitivity": fit.sensitivity, "specificity": fit.specificity,
+         "AUC between": "{:.3f} and {:.3f}".format(*fit.auc_bounds)}
         for fit in check.fits
     ]  # fmt: skip
     console.print_table(rows, ["average", "verdict", "off by", "sensitivity", "specificity", "AUC between"])

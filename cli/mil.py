@@ -441,6 +441,11 @@ def _print_overview(outcomes: list[_Done]) -> None:
     console.print_table(
         list(rows.values()), ["AUC", *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)]
     )
+    first = outcomes[0].outcome
+    if len({done.outcome.metrics["encoder"] for done in outcomes}) > 1 and first.metrics["permuted_labels"] is None:
+        asked = " ".join(f"--task {shlex.quote(task)}" for task in rows)
+        folder = shlex.quote(str(first.folder.parents[2]))
+        print(f"Differences, tests and charts: wsi-dino compare --run {folder} {asked}")
 
 
 def _number(value: float | None) -> str:

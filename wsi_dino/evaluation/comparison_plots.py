@@ -14,21 +14,24 @@ TITLES = {"auc": "AUC", "accuracy": "accuracy", "precision": "precision", "recal
 _BARS_WIDTH_IN = 9.0
 _MANY_BARS = 4
 _MIN_TASKS = 3
+_LEGEND_LETTERS = 100  # as many stand side by side over the bars
+_HATCH = (1.0, 1.0, 1.0, 0.45)
 
 
 def bar_picture(section: Mapping[str, Any], name: str) -> Picture:
     """Return bars of every figure for every encoder on one task, whiskers being their intervals."""
     encoders = section["encoders"]
+    names = [plain_text(encoder["encoder"]) for encoder in encoders]
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
-        _bars(axis, list(TITLES.values()), [_named(encoder) for encoder in encoders], [
+        _bars(axis, list(TITLES.values()), names, [
             [encoder["figures"][metric] for metric in TITLES] for encoder in encoders
         ])  # fmt: skip
-        _above(axis, len(encoders), section["task"])
+        _above(axis, names, section["task"])
 
-    rows = math.ceil(len(encoders) / 4)
-    return Picture(name, "Figures of each encoder with 95 % intervals", (_BARS_WIDTH_IN, 3.6 + 0.25 * rows), draw)
+    size_in = (_BARS_WIDTH_IN, _bars_height_in(names))
+    return Picture(name, "Figures of each encoder with 95 % intervals", size_in, draw)
 
 
 def task_bar_picture(sections: Sequence[Mapping[str, Any]], name: str) -> Picture:
@@ -39,11 +42,11 @@ def task_bar_picture(sections: Sequence[Mapping[str, Any]], name: str) -> Pictur
         axis = figure.subplots()
         figures = [[_figures_of(section, encoder)["auc"] for section in sections] for encoder in encoders]
         _bars(axis, [section["task"] for section in sections], [plain_text(e) for e in encoders], figures)
-        _above(axis, len(encoders), "AUC")
+        _above(axis, encoders, "AUC")
         axis.axhline(0.5, color=INK, linewidth=0.8, linestyle=(0, (2, 3)))
 
-    rows = math.ceil(len(encoders) / 4)
-    return Picture(name, "AUC of each encoder on each task", (_BARS_WIDTH_IN, 3.6 + 0.25 * rows), draw)
+    size_in = (_BARS_WIDTH_IN, _bars_height_in(encoders))
+    return Picture(name, "AUC of each encoder on each task", size_in, draw)
 
 
 def _bars(axis: Any, groups: Sequence[str], names: Sequence[str], figures: Sequence[Sequence[Any]]) -> None:
@@ -54,7 +57,7 @@ def _bars(axis: Any, groups: Sequence[str], names: Sequence[str], figures: Seque
         value = np.array([_or_nan(figure["value"]) for figure in each])
         low, high = (np.array([_or_nan(figure[bound]) for figure in each]) for bound in ("low", "high"))
         colour, hatch = SERIES[index % len(SERIES)], HATCHES[index % len(HATCHES)]
-        axis.bar(x, value, width * 0.92, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name)
+        axis.bar(x, value, width * 0.92, color=colour, hatch=hatch, edgecolor=_HATCH, linewidth=0, label=name)
         whiskers = np.nan_to_num(np.abs(np.stack([value - low, high - value])))
         axis.errorbar(x, value, whiskers, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
         for position, number, top in zip(x, value, np.fmax(value, high), strict=True):
@@ -67,9 +70,18 @@ def _bars(axis: Any, groups: Sequence[str], names: Sequence[str], figures: Seque
     axis.grid(axis="x", visible=False)
 
 
-def _above(axis: Any, n_encoders: int, title: str) -> None:
+def _above(axis: Any, names: Sequence[str], title: str) -> None:
     axis.set_ylabel(title)
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=min(n_encoders, 4), fontsize=9, handlelength=1.6)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=_legend_columns(names), fontsize=9, handlelength=1.6)
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    """Return how many names of this length stand side by side."""
+    return max(1, min(len(names), _LEGEND_LETTERS // (max(map(len, names)) + 6)))
+
+
+def _bars_height_in(names: Sequence[str]) -> float:
+    return 3.6 + 0.2 * math.ceil(len(names) / _legend_columns(names))
 
 
 def radar_picture(sections: Sequence[Mapping[str, Any]], name: str) -> Picture | None:
@@ -87,7 +99,7 @@ def radar_picture(sections: Sequence[Mapping[str, Any]], name: str) -> Picture |
         axes[5].set_axis_off()
         axes[5].legend(handles, labels, loc="center", fontsize=11, handlelength=2.6, labelspacing=0.9)
 
-    return Picture(name, "Every encoder over the tasks, a radar for each figure", (11.0, 7.6), draw)
+    return Picture(name, "Every encoder over the tasks, a radar for each figure", (11.0, 8.0), draw)
 
 
 def _radar(axis: Any, title: str, tasks: Sequence[str], values: Mapping[str, Sequence[float]]) -> None:
@@ -103,7 +115,9 @@ def _radar(axis: Any, title: str, tasks: Sequence[str], values: Mapping[str, Seq
                   label=plain_text(encoder))  # fmt: skip
     rings = np.arange(centre, 1.01, 0.1 if centre >= 0.5 else 0.2)
     axis.set_ylim(centre, 1.0)
-    axis.set_yticks(rings[1:], [f"{ring:.1f}" for ring in rings[1:]], fontsize=8)
+    labels = [f"{ring:.1f}" for ring in rings[1:]]
+    halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
+    axis.set_yticks(rings[1:], labels, fontsize=8, bbox=halo, zorder=5)
     axis.set_rlabel_position(180 / len(tasks))
     axis.set_xticks(angles, [_short(task, tasks) for task in tasks], fontsize=10)
     axis.tick_params(axis="x", pad=6)
@@ -125,10 +139,6 @@ def common_encoders(sections: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _figures_of(section: Mapping[str, Any], encoder: str) -> Mapping[str, Any]:
     return next(each["figures"] for each in section["encoders"] if each["encoder"] == encoder)
-
-
-def _named(encoder: Mapping[str, Any]) -> str:
-    return plain_text(encoder["encoder"])
 
 
 def _or_nan(value: float | None) -> float:

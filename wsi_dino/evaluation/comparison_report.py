@@ -123,6 +123,7 @@ def _section(section: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": verdict(section),
         "thresholds": ", ".join(sorted(policies)),
         "pairs": [{**pair, "is_shown": _is_shown(pair)} for pair in section["pairs"]],
+        "is_any_shown": any(map(_is_shown, section["pairs"])),
         "notes": [
             f"{pair['first']} less {pair['second']}: {pair['delong']['note']}."
             for pair in section["pairs"]
