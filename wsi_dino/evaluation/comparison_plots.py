@@ -91,6 +91,7 @@ def radar_picture(sections: Sequence[Mapping[str, Any]], name: str) -> Picture |
         return None
 
     def draw(figure: Any) -> None:
+        figure.get_layout_engine().set(h_pad=0.12, hspace=0.06)
         axes = figure.subplots(2, 3, subplot_kw={"projection": "polar"}).ravel()
         for axis, (metric, title) in zip(axes, TITLES.items(), strict=False):
             values = {e: [_or_nan(_figures_of(s, e)[metric]["value"]) for s in sections] for e in encoders}
@@ -115,10 +116,10 @@ def _radar(axis: Any, title: str, tasks: Sequence[str], values: Mapping[str, Seq
                   label=plain_text(encoder))  # fmt: skip
     rings = np.arange(centre, 1.01, 0.1 if centre >= 0.5 else 0.2)
     axis.set_ylim(centre, 1.0)
-    labels = [f"{ring:.1f}" for ring in rings[1:]]
-    halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
-    axis.set_yticks(rings[1:], labels, fontsize=8, bbox=halo, zorder=5)
-    axis.set_rlabel_position(180 / len(tasks))
+    axis.set_yticks(rings[1:], [""] * len(rings[1:]))
+    halo = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    for ring in rings[1:]:  # tick labels would lie below the lines
+        axis.text(np.pi / len(tasks), ring, f"{ring:.1f}", fontsize=8, ha="center", va="center", bbox=halo, zorder=6)
     axis.set_xticks(angles, [_short(task, tasks) for task in tasks], fontsize=10)
     axis.tick_params(axis="x", pad=6)
     axis.spines["polar"].set_color(RULE)
