@@ -284,7 +284,7 @@ def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> _Done:
     runs = [plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])]
     outcome = run_mil(
         plan.run, material, request, pictures=RunPictures(*runs),
-        bars=lambda what, unit: console.progress(title + what, unit=unit),
+        bars=lambda what, unit: console.progress(title + what, unit=unit), say=console.say,
     )  # fmt: skip
     return _Done(material, outcome)
 

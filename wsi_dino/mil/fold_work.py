@@ -24,8 +24,8 @@ from wsi_dino.provenance import environment, file_sha256, fingerprint
 
 # Modules that tell of results and do not learn: a change in them leaves finished folds as they are.
 _TELLING = (
-    "examples", "material", "metrics_file", "permuted_labels", "prediction", "report_content", "run",
-    "statistics_section", "tasks",
+    "centre_section", "examples", "leak_check", "material", "metrics_file", "permuted_labels", "prediction",
+    "report_content", "run", "statistics_section", "tasks",
 )  # fmt: skip
 
 

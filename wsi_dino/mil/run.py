@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from wsi_dino.errors import ConfigError
+from wsi_dino.evaluation.leaks import Finding
 from wsi_dino.evaluation.report import render_report
 from wsi_dino.evaluation.split import Split, make_folds, make_repeats, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
 from wsi_dino.mil.attention_file import SlideAttention, read_attention
+from wsi_dino.mil.centre_section import centre_section, centre_warning
 from wsi_dino.mil.cross_validation import FoldResult, summarise, test_predictions
 from wsi_dino.mil.examples import SlidePictures, choose_examples, make_example, render_heatmaps
 from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, learn_fold
+from wsi_dino.mil.leak_check import check_material
 from wsi_dino.mil.material import Material
 from wsi_dino.mil.metrics_file import build_metrics
 from wsi_dino.mil.report_content import Telling, report_input
@@ -98,7 +101,7 @@ def make_split(material: Material, request: MilRequest) -> Split:
 
 def run_mil(
     run: RunFolder, material: Material, request: MilRequest, *, pictures: SlidePictures | None = None,
-    bars: Bars = _no_bar,
+    bars: Bars = _no_bar, say: Callable[[str], None] = lambda _: None,
 ) -> MilOutcome:  # fmt: skip
     """Cross-validate a task and write everything about it to ``RUN/mil/TASK/ENCODER``.
 
@@ -111,12 +114,14 @@ def run_mil(
         request: what is asked.
         pictures: reads slides for report and heatmaps; without it the report has no pictures.
         bars: opens a progress bar by title and unit.
+        say: tells at the start what the leak check has found.
 
     Raises:
         SplitError, CohortError, FeatureFileError: the input cannot be used.
         StorageError: the disk is full or the folder cannot be written.
     """
     split = make_split(material, request)
+    leaks = _check_leaks(run, material, split, bars, say)
     folder = run.mil(material.task.name, material.encoder)
     files = FoldFiles(folder)
     identity = _identity(material, split, request)
@@ -130,6 +135,10 @@ def run_mil(
     summary = summarise(results, material.cohort.class_names, n_resamples=request.n_resamples, seed=request.seed)
     metrics = build_metrics(material, split, request.learning, results, summary, evenness, identity)
     held_out = [test_predictions(result, material.cohort.class_names) for result in results]
+    centres = centre_section(material, split, results, n_resamples=request.n_resamples, seed=request.seed)
+    told = [finding.text for finding in sorted(leaks, key=lambda finding: not finding.is_grave)]
+    metrics["warnings"] = [*told, *metrics["warnings"], *centre_warning(centres)]
+    metrics |= {"leaks": [finding.to_record() for finding in leaks], "centres": centres}
     metrics = without_nan(
         metrics
         | statistics_section(held_out, metrics["calibration"], n_resamples=request.n_resamples, seed=request.seed)
@@ -139,6 +148,17 @@ def run_mil(
     run.write_row("mil", f"{material.task.name}-{material.encoder}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
     return MilOutcome(folder, metrics, queue.n_reused, missing, report)
+
+
+def _check_leaks(
+    run: RunFolder, material: Material, split: Split, bars: Bars, say: Callable[[str], None]
+) -> list[Finding]:
+    other = material.task.scheme.test_run
+    with bars("leak check", "pictures") as progress:
+        leaks = check_material(material, split, [run, *([RunFolder(other)] if other else [])], progress)
+    for finding in leaks:
+        say(f"leak check: {finding.text}")
+    return leaks
 
 
 def _identity(material: Material, split: Split, request: MilRequest) -> str:
