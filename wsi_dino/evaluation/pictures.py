@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ class Picture:
     size_in: tuple[float, float]
     draw: Callable[[Any], None]
 
+    @cached_property
     def svg(self) -> str:
-        """Return the SVG as text, on white; the same bytes for the same content."""
+        """The SVG as text, on white; the same bytes for the same content."""
         return self._saved("svg").decode("utf-8")
 
     def page_svg(self) -> str:
         """Return the SVG to stand in an HTML page: scaled to its place, ids unique to the picture."""
-        text = self.svg()
+        text = self.svg
         text = text[text.index("<svg") :]
         text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
         text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
@@ -55,7 +57,7 @@ class Picture:
         paths = [folder / f"{self.name}.{kind}" for kind in ("svg", "png")]
         for path in paths:
             with write_atomically(path) as temporary:
-                temporary.write_bytes(self._saved(path.suffix[1:]))
+                temporary.write_bytes(self.svg.encode() if path.suffix == ".svg" else self._saved("png"))
         return paths
 
     def _saved(self, kind: str) -> bytes:
