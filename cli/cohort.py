@@ -16,6 +16,7 @@ from wsi_dino.errors import CohortError, ConfigError, SlideError
 from wsi_dino.pathology.cohorts.cohort_table import CohortReader, cohort_readers
 
 if TYPE_CHECKING:
+    from wsi_dino.evaluation.leaks import Finding
     from wsi_dino.pathology.cohorts.cohort_table import CohortTable
 
 _SHOWN = 20
@@ -46,7 +47,89 @@ def cohort_app() -> typer.Typer:
     )  # fmt: skip
     for reader in cohort_readers().values():
         app.command(reader.name, cls=GroupedCommand, help=_help(reader))(_command(reader))
+    app.command("check", cls=GroupedCommand, help=check.__doc__)(check)
     return app
+
+
+def check(
+    labels: Annotated[Path, typer.Argument(help="Label table to look through.")],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Compare its slides too: their pictures and features.", show_default=False),
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", help="Look at these folds of patients too.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for what would leak in a label table.
+
+    Slides in two rows, labels that contradict each other, patients on two sides; with --run also slides that
+    are another one once more: by their pictures in RUN/thumbnails and by their features.
+    `mil` does the same before it learns. Exit code 1 when something would make figures wrong.
+    """
+    from wsi_dino.evaluation.cohort import read_label_table
+    from wsi_dino.evaluation.leaks import table_findings
+    from wsi_dino.evaluation.split import read_sides
+
+    rows = read_label_table(labels, unique=False)
+    patient_of = {row["slide_id"]: row.get("patient_id", row["slide_id"]) for row in rows}
+    sides = read_sides(splits, patient_of) if splits is not None else []
+    findings = table_findings(rows)
+    if run is not None:
+        findings += _run_findings(run, patient_of, sides)
+    n_grave = sum(finding.is_grave for finding in findings)
+    counts = {"n_slides": len(patient_of), "n_patients": len(set(patient_of.values())), "n_folds": len(sides)}
+    if as_json:
+        records = [finding.to_record() for finding in findings]
+        console.print_json(
+            {"command": "cohort", "labels": str(labels), **counts, "findings": records, "n_failed": n_grave}
+        )
+    else:
+        print(f"{counts['n_slides']} slides of {counts['n_patients']} patients")
+        for finding in findings:
+            print(f"{'leak' if finding.is_grave else 'note'}: {finding.text}")
+        if not findings:
+            print("nothing that would leak")
+    console.leave(n_grave)
+
+
+def _run_findings(run: Path, patient_of: dict[str, str], sides: list[dict[str, str]]) -> list[Finding]:
+    from wsi_dino.evaluation.leaks import duplicate_findings
+    from wsi_dino.evaluation.near_duplicates import find_near_duplicates
+    from wsi_dino.run_folder import RunFolder
+
+    folder = RunFolder(run).require()
+    pictures = {slide: folder.thumbnails / f"{slide}.jpg" for slide in patient_of}
+    pictures = {slide: path for slide, path in pictures.items() if path.is_file()}
+    paths = [path for name in folder.encoders() for path in sorted(folder.features(name).glob("*.h5"))]
+    paths = [path for path in paths if path.stem in patient_of]
+    with console.progress("cohort check", unit="files") as progress:
+        progress(0, total=len(pictures) + len(paths))
+        near = find_near_duplicates(pictures, progress)
+        prints = _fingerprints(paths, progress)
+    if not pictures:
+        console.say(f"note: {folder.thumbnails} has no picture of these slides: their looks were not compared.")
+    return duplicate_findings(near, prints, patient_of, dict.fromkeys(patient_of, ""), sides)
+
+
+def _fingerprints(paths: list[Path], progress: Any) -> dict[str, str]:
+    """Return one fingerprint for each slide, over the features of all encoders."""
+    from wsi_dino.errors import FeatureFileError
+    from wsi_dino.feature_file import read_features
+    from wsi_dino.mil.bags import features_fingerprint
+
+    prints: dict[str, str] = {}
+    for path in paths:
+        try:
+            features = read_features(path)
+        except FeatureFileError as error:
+            console.say(f"note: {error}")
+        else:
+            if len(features):
+                prints[path.stem] = prints.get(path.stem, "") + features_fingerprint(features)
+        progress(1, text=path.stem)
+    return prints
 
 
 def _help(reader: CohortReader) -> str:

@@ -268,6 +268,28 @@ def read_split(csv_path: Path, cohort: Cohort, *, ignore_unknown: bool = False) 
     return split
 
 
+def read_sides(csv_path: Path, patient_of: Mapping[str, str]) -> list[dict[str, str]]:
+    """Read the subset of each patient in each fold of a split table, whatever the target.
+
+    Args:
+        csv_path: see `read_split`.
+        patient_of: the patient of each slide, for a table that names slides; one it lacks is its own patient.
+
+    Raises:
+        SplitError: the table is not of the right form, or a patient stands on two sides of a fold.
+    """
+    folds: dict[str, dict[str, str]] = {}
+    for line, fold, name, subset, is_slide in _split_rows(csv_path):
+        patient = patient_of.get(name, name) if is_slide else name
+        earlier = folds.setdefault(fold, {}).setdefault(patient, subset)
+        if earlier != subset:
+            raise SplitError(
+                f"Reading the split {csv_path}: line {line}: in fold {fold} patient {patient} stands in both {earlier} "
+                f"and {subset}. A patient belongs to one subset of a fold, or the result would leak."
+            )
+    return [folds[name] for name in _fold_order(folds)]
+
+
 def _fold(path: Path, name: str, members: Mapping[str, Sequence[str]]) -> Fold:
     try:
         return Fold(*(tuple(sorted(members[subset])) for subset in SUBSETS))
