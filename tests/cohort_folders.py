@@ -118,7 +118,7 @@ def bcnb_patients() -> list[tuple[str, str, list[object]]]:
 
 
 def make_bcnb(folder: Path) -> None:
-    """Write 1,058 slides, tumour polygons for all but the last, the clinical table and the dataset's own split."""
+    """Write 1,058 slides, tumour polygons for every fiftieth, the clinical table and the dataset's own split."""
     (folder / "WSIs").mkdir(parents=True)
     (folder / "dataset-splitting").mkdir()
     patients = bcnb_patients()
@@ -126,7 +126,7 @@ def make_bcnb(folder: Path) -> None:
     square = {"positive": [{"vertices": [[10, 10], [90, 10], [90, 90], [10, 90]]}], "negative": []}
     for patient, _, _ in patients:
         (folder / "WSIs" / f"{patient}.jpg").write_bytes(JPEG)
-        if patient != "1058":
+        if int(patient) % 50 == 0:
             (folder / "WSIs" / f"{patient}.json").write_text(json.dumps(square))
     for subset in BCNB_SPLIT:
         names = [patient for patient, of, _ in patients if of == subset]
