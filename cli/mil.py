@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
+from wsi_dino.cli.mil_outcome import Done, print_outcome, print_overview, say_exclusions
+from wsi_dino.cli.mil_outcome import as_json as outcome_json
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
 from wsi_dino.cli.project_file import PROJECT_FILE, read_project_file
-from wsi_dino.errors import ConfigError, SlideError, nearest_name
+from wsi_dino.cli.run_pictures import RunPictures
+from wsi_dino.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from wsi_dino.mil.attention_file import SlideAttention
-    from wsi_dino.mil.material import Material
-    from wsi_dino.mil.run import MilOutcome, MilRequest
+    from wsi_dino.mil.run import MilRequest
     from wsi_dino.mil.tasks import Task
     from wsi_dino.mil.training import TrainingSpec
     from wsi_dino.run_folder import RunFolder
@@ -35,8 +34,6 @@ _FIELDS = {
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
 _PATHS = ("labels", "splits", "test_run", "test_labels")
 _NOT_IN_COMMAND = ("ctx", "run", *_PATHS, "device", "workers", "as_json", "encoder", "return")
-_SHOWN = 5
-_TABLE = ["fold", "n_test", "auc", "accuracy", "precision", "recall", "f1", "threshold"]
 
 
 def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
@@ -181,11 +178,11 @@ def mil(
     for chosen, name in pairs:
         outcomes.append(_one_pair(plan, chosen, name, several=len(pairs) > 1))
     if as_json:
-        console.print_json(_as_json(plan, outcomes))
+        console.print_json(outcome_json(plan.run.path, outcomes))
     else:
         for done in outcomes:
-            _print_outcome(done)
-        _print_overview(outcomes)
+            print_outcome(done)
+        print_overview(outcomes)
     console.leave(sum(done.n_failed for done in outcomes))
 
 
@@ -198,18 +195,6 @@ class _Plan:
     labels: Path
     encoders: list[str]
     given: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Done:
-    """What came of one task and encoder."""
-
-    material: Material
-    outcome: MilOutcome
-
-    @property
-    def n_failed(self) -> int:
-        return self.material.n_broken + len(self.outcome.no_heatmap)
 
 
 def _plan(given: dict[str, Any]) -> _Plan:
@@ -266,7 +251,7 @@ def _training_spec(given: dict[str, Any]) -> TrainingSpec:
         raise ConfigError(f"--{option.replace('_', '-')} {first['input']}: {first['msg']}.") from error
 
 
-def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> _Done:
+def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> Done:
     from wsi_dino.mil.material import gather_material
     from wsi_dino.mil.run import run_mil
     from wsi_dino.run_folder import RunFolder
@@ -279,14 +264,14 @@ def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> _Done:
         from wsi_dino.mil.permuted_labels import permute_labels
 
         material = permute_labels(material, given["permute_labels"])
-    _say_exclusions(material)
+    say_exclusions(material)
     title = f"mil {task.name} {encoder}: " if several else "mil: "
     runs = [plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])]
     outcome = run_mil(
         plan.run, material, request, pictures=RunPictures(*runs),
         bars=lambda what, unit: console.progress(title + what, unit=unit), say=console.say,
     )  # fmt: skip
-    return _Done(material, outcome)
+    return Done(material, outcome)
 
 
 def _request(plan: _Plan, task: Task, encoder: str) -> MilRequest:
@@ -346,122 +331,3 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
 
 def _relative(path: Path, base: Path) -> str:
     return Path(os.path.relpath(path, base)).as_posix()
-
-
-class RunPictures:
-    """Pictures of a run's slides for the report and heatmaps; a slide that is gone is said, not fatal.
-
-    Args:
-        runs: those whose stage `tile` knows where the slides lie.
-    """
-
-    def __init__(self, *runs: RunFolder) -> None:
-        self._runs = runs
-
-    def tiles(self, slide_id: str, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int]) -> list[np.ndarray]:
-        """Return small pictures of tiles."""
-        from wsi_dino.pathology.heatmap import read_tiles
-
-        return read_tiles(self._path(slide_id), xy_level0, tile_wh_level0)
-
-    def overview(self, attention: SlideAttention) -> np.ndarray:
-        """Return the slide with its attention laid over it."""
-        from wsi_dino.pathology.heatmap import attention_picture
-
-        path, footprint = self._path(attention.slide_id), _footprint(attention)
-        return attention_picture(path, attention.attention_weights, attention.coords, footprint, max_px=700)
-
-    def write_heatmap(self, path: Path, attention: SlideAttention, title: str) -> None:
-        """Write the slide with its attention and a legend."""
-        from wsi_dino.pathology.heatmap import write_heatmap
-
-        slide, footprint = self._path(attention.slide_id), _footprint(attention)
-        write_heatmap(path, slide, attention.attention_weights, attention.coords, footprint, title=title)
-
-    def _path(self, slide_id: str) -> Path:
-        stated = next(
-            (row["path"] for run in self._runs if (row := run.read_row("tile", slide_id) or {}).get("path")), ""
-        )
-        if not stated:
-            raise SlideError(f"The run does not know the slide file of {slide_id}: it was not tiled here.")
-        path = Path(stated)
-        if not path.exists():
-            raise SlideError(f"The slide file of {slide_id}, {path.name}, is no longer where it was tiled.")
-        return path
-
-
-def _footprint(attention: SlideAttention) -> tuple[int, int]:
-    if attention.tile_wh_level0 is None:
-        raise SlideError(f"The features of {attention.slide_id} do not say how large their tiles are on the slide.")
-    return attention.tile_wh_level0
-
-
-# what is said ---------------------------------------------------------------------------------
-def _say_exclusions(material: Material) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for row in material.exclusions:
-        by_reason.setdefault(row.reason, []).append(row.slide_id)
-    for reason, slides in by_reason.items():
-        more = "" if len(slides) <= _SHOWN else f" and {len(slides) - _SHOWN} more"
-        console.say(f"left out, {reason}: {', '.join(slides[:_SHOWN])}{more}")
-
-
-def _print_outcome(done: _Done) -> None:
-    metrics = done.outcome.metrics
-    print(
-        f"{metrics['task']} from {metrics['encoder']}: {metrics['n_slides']} slides, {metrics['n_patients']} patients"
-    )
-    summary = {name: value["value"] for name, value in metrics["summary"].items()}
-    console.print_table([*metrics["folds"], {"fold": "mean", **summary}], _TABLE)
-    auc = metrics["summary"]["auc"]
-    print(f"\nAUC {_number(auc['value'])}, 95 % interval {_number(auc['low'])} to {_number(auc['high'])}")
-    for warning in [*metrics["warnings"], *metrics["notes"]]:
-        print(f"note: {warning}")
-    for slide_id, why in done.outcome.no_heatmap.items():
-        print(f"no heatmap of {slide_id}: {why}")
-    if done.material.n_broken:
-        print(f"failed: {done.material.n_broken} feature files are broken; `wsi-dino embed` makes them again.")
-    if done.outcome.report is not None:
-        print(f"report: {done.outcome.report}")
-    else:
-        print(f"results: {done.outcome.folder}")
-
-
-def _print_overview(outcomes: list[_Done]) -> None:
-    """One row a task, one column an encoder, where there are several of either."""
-    if len(outcomes) < 2:
-        return
-    rows: dict[str, dict[str, Any]] = {}
-    for done in outcomes:
-        metrics = done.outcome.metrics
-        auc = metrics["summary"]["auc"]
-        text = f"{_number(auc['value'])} ({_number(auc['low'])} to {_number(auc['high'])})"
-        rows.setdefault(metrics["task"], {"AUC": metrics["task"]})[metrics["encoder"]] = text
-    print()
-    console.print_table(
-        list(rows.values()), ["AUC", *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)]
-    )
-    first = outcomes[0].outcome
-    if len({done.outcome.metrics["encoder"] for done in outcomes}) > 1 and first.metrics["permuted_labels"] is None:
-        asked = " ".join(f"--task {shlex.quote(task)}" for task in rows)
-        folder = shlex.quote(str(first.folder.parents[2]))
-        print(f"Differences, tests and charts: wsi-dino compare --run {folder} {asked}")
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
-
-
-def _as_json(plan: _Plan, outcomes: list[_Done]) -> dict[str, Any]:
-    results = [
-        {
-            "folder": str(done.outcome.folder),
-            "report": None if done.outcome.report is None else str(done.outcome.report),
-            "n_failed": done.n_failed,
-            "no_heatmap": done.outcome.no_heatmap,
-            **done.outcome.metrics,
-        }
-        for done in outcomes
-    ]
-    head = {"command": "mil", "run": str(plan.run.path), "n_failed": sum(done.n_failed for done in outcomes)}
-    return {**head, **results[0]} if len(results) == 1 else {**head, "results": results}
