@@ -106,6 +106,24 @@ def test_wrong_request_says_what_to_do(tmp_path: Path, arguments: tuple[str, ...
     assert complaint in ran.stderr
 
 
+def test_cohorts_of_other_classes_and_remarks_on_single_slides(tmp_path: Path) -> None:
+    _cohort(tmp_path, "run", "A", 20, official=["train"], note=[f"remark {i}" for i in range(20)])
+    _cohort(tmp_path, "run", "B", 20, attrimil=["unseen"])
+    text = (tmp_path / "B.csv").read_text()
+    (tmp_path / "B.csv").write_text(text.replace("normal", "benign"))
+    scheme = (
+        "{kind: external, keep: {official: [train]}, test_keep: {attrimil: [unseen]}, test_labels: B.csv, seeds: 1}"
+    )
+    (tmp_path / "wsi-dino.yaml").write_text(f"tasks: {{mine: {{target: tumor, scheme: {scheme}}}}}\n")
+    ran = _mil(tmp_path, "--labels", "A.csv", "--task", "mine", "--no-report", "--json")
+    assert ran.code == 2
+    assert "its classes of 'tumor' are benign, tumor" in ran.stderr
+    (tmp_path / "B.csv").write_text(text)
+    ran = _mil(tmp_path, "--labels", "A.csv", "--task", "mine", "--no-report", "--json")
+    assert ran.code == 0, ran.stderr
+    assert ran.json["notes"] == ["The column note of the label table holds 20 different texts; they are not repeated."]
+
+
 def test_option_of_another_scheme_is_told(tmp_path: Path) -> None:
     _cohort(tmp_path, "run", "A", 60, official=["train", "train", "test", "test"])
     request = ("--labels", "A.csv", "--task", "camelyon16-cv", "--seeds", 2, "--folds", 3, "--no-report")

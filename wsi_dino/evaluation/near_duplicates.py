@@ -52,7 +52,7 @@ def find_near_duplicates(
 ) -> list[NearDuplicate]:
     """Return the pairs of slides whose pictures are nearly the same, by slide id.
 
-    Pictures that cannot be read are passed over. 32 KB are kept a slide; the time grows with the square of
+    Pictures that cannot be read are passed over. About 13 KB are kept a slide; the time grows with the square of
     the number of slides only in one small matrix product.
 
     Args:

@@ -42,8 +42,12 @@ def check_material(
     found = duplicate_findings(near, dict(material.features_fingerprint), patient_of, label_of, sides)
     if material.has_patient_id and cohort.conflicting_patients:
         found.append(patients_with_several_labels(cohort.target, cohort.conflicting_patients))
-    plain = [{"slide_id": row.slide_id} for row in cohort.rows]
-    return [*found, *table_findings(plain)]
+    columns = ("slide_id", "patient_id", "centre") if material.has_patient_id else ("slide_id",)
+    plain = [{name: material.table.get(row.slide_id, {}).get(name, "") for name in columns} for row in cohort.rows]
+    return [
+        *found,
+        *table_findings([{**cells, "slide_id": r.slide_id} for cells, r in zip(plain, cohort, strict=True)]),
+    ]
 
 
 _known: dict[tuple[tuple[str, Path], ...], list[NearDuplicate]] = {}

@@ -18,6 +18,7 @@ from wsi_dino.run_folder import RunFolder, safe_name
 BROKEN = "broken feature file"
 NOT_LABELLED = ("no value for the target", "no row in the labels")
 _SHOWN = 3
+_MOST_NOTES = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ class Material:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the column ``note`` of the label table says, each text once, in table order."""
-        return tuple(dict.fromkeys(text for row in self.table.values() if (text := row.get("note", ""))))
+        texts = tuple(dict.fromkeys(text for row in self.table.values() if (text := row.get("note", ""))))
+        if len(texts) > _MOST_NOTES:  # somebody's remarks on single slides
+            return (f"The column note of the label table holds {len(texts)} different texts; they are not repeated.",)
+        return texts
 
     @property
     def centre_of(self) -> dict[str, str]:
