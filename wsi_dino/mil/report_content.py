@@ -58,7 +58,6 @@ def _settings(material: Material, metrics: Mapping[str, Any]) -> dict[str, str]:
         names = material.task.classes or ("", "")
         settings["cut of the target"] = f"{names[1]} at {material.task.threshold:g} and above"
     settings |= {f"counts as {name}": ", ".join(values) for name, values in material.task.merge.items()}
-    settings |= {f"note {number} of the label table": note for number, note in enumerate(material.notes, 1)}
     settings |= {f"only where {column}": " or ".join(kept) for column, kept in material.task.scheme.keep.items()}
     settings |= {f"tested where {column}": " or ".join(kept) for column, kept in material.task.scheme.test_keep.items()}
     settings |= {
