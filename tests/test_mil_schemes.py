@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import Ran, run_command
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 from toy_features import SMALL, make_run, write_features, write_labels
 
@@ -182,3 +183,21 @@ def test_leaks_are_told_at_the_start_in_the_report_and_at_the_end(tmp_path: Path
     assert told in (tmp_path / "run/mil/ER/toy/report.html").read_text()
     (leak,) = _metrics(tmp_path, "ER")["leaks"]
     assert (leak["kind"], leak["slides"]) == ("identical features", [["S2", "S4"]])
+
+
+def test_slides_that_look_the_same_are_told_with_the_folds_they_spoil(tmp_path: Path) -> None:
+    make_run(tmp_path, 30)
+    thumbnails = tmp_path / "run/thumbnails"
+    thumbnails.mkdir()
+    for index, seed in ((7, 0), (8, 1), (9, 0)):
+        noise = np.random.default_rng(seed).integers(0, 255, (8, 8)).astype(np.uint8)
+        Image.fromarray(np.kron(noise, np.ones((20, 20), np.uint8))).save(thumbnails / f"S{index}.jpg")
+    splits = [(fold, f"P{i}", ["train", "val", "test"][(i // 2 + fold) % 3]) for fold in range(2) for i in range(30)]
+    write_labels(tmp_path / "splits.csv", splits, ("fold", "patient_id", "subset"))
+    ran = _mil(tmp_path, "--labels", "labels.csv", "--target", "ER", "--splits", "splits.csv", "--no-report", "--json")
+    assert ran.code == 0, ran.stderr
+    (leak,) = ran.json["leaks"]
+    assert (leak["kind"], leak["slides"], leak["is_grave"]) == ("near-duplicate pictures", [["S7", "S9"]], True)
+    # P7 and P9 stand in train and val, then in val and test
+    assert "In 1 of 2 folds" in leak["text"]
+    assert ran.json["warnings"][0] == leak["text"]
