@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
-from wsi_dino.cli.slide_pictures import RunPictures
+from wsi_dino.cli.run_pictures import RunPictures
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -47,6 +47,9 @@ def _register_verbs() -> None:
     app.registered_commands.clear()  # `main` may run more than once in a process
     for name, function in verbs.VERBS.items():
         app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
+    app.registered_groups.clear()
+    for name, make_group in verbs.GROUPS.items():
+        app.add_typer(make_group(), name=name)
 
 
 def _storage_error(error: OSError) -> StorageError:

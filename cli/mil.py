@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import adapting, console
+from wsi_dino.cli.mil_outcome import Done, print_outcome, print_overview, say_exclusions
+from wsi_dino.cli.mil_outcome import as_json as outcome_json
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
 from wsi_dino.cli.project_file import PROJECT_FILE, read_project_file
-from wsi_dino.cli.slide_pictures import RunPictures
+from wsi_dino.cli.run_pictures import RunPictures
 from wsi_dino.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
-    from wsi_dino.mil.material import Material
-    from wsi_dino.mil.run import MilOutcome, MilRequest
+    from wsi_dino.mil.run import MilRequest
     from wsi_dino.mil.tasks import Task
     from wsi_dino.mil.training import TrainingSpec
     from wsi_dino.run_folder import RunFolder
@@ -32,10 +33,8 @@ _FIELDS = {
     "hidden_dim": "hidden_dim", "attention_dim": "attention_dim", "precision": "precision", "seed": "seed",
 }  # fmt: skip
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
-_PATHS = ("labels", "splits", "weights", "weights_dir", "slides")
+_PATHS = ("labels", "splits", "test_run", "test_labels", "weights", "weights_dir", "slides")
 _NOT_IN_COMMAND = ("ctx", "run", *_PATHS, "device", "workers", "as_json", "encoder", "return")
-_SHOWN = 5
-_TABLE = ["fold", "n_test", "auc", "accuracy", "precision", "recall", "f1", "threshold"]
 
 
 def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
@@ -53,7 +52,8 @@ def mil(
         str | None,
         _option(
             _WHAT, "--task",
-            help="Task by name: of `tasks:` in wsi-dino.yaml, or bcnb-er, bcnb-pr, bcnb-her2, bcnb-ki67, bcnb-aln.",
+            help="Task by name: of `tasks:` in wsi-dino.yaml, or bcnb-er, bcnb-pr, bcnb-her2, bcnb-ki67, bcnb-aln, "
+            "camelyon16-official, camelyon16-cv, camelyon17-unseen; all-bcnb: every one that begins with bcnb-.",
         ),
     ] = None,
     target: Annotated[
@@ -70,10 +70,22 @@ def mil(
         bool,
         _option(_WHAT, "--allow-random-weights", help="Accept features of an encoder without trained weights."),
     ] = False,
+    test_run: Annotated[
+        Path | None,
+        _option(_WHAT, "--test-run", help="Run that holds the other cohort of a task that tests on one."),
+    ] = None,
+    test_labels: Annotated[
+        Path | None,
+        _option(_WHAT, "--test-labels", help="Label table of that other cohort.  [default: --labels]"),
+    ] = None,
     folds: Annotated[
-        int,
+        int | None,
         _option(_SPLIT, "--folds", min=2, help="Folds by patient, stratified; 5 gives 7:1:2.  [default: 5]"),
-    ] = 5,
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        _option(_SPLIT, "--seeds", min=1, help="Models of a task with a fixed test set.  [default: the task's, or 5]"),
+    ] = None,
     splits: Annotated[
         Path | None,
         _option(_SPLIT, "--splits", help="CSV fold,patient_id (or slide_id),subset to use instead of --folds."),
@@ -81,6 +93,13 @@ def mil(
     seed: Annotated[
         int, _option(_SPLIT, "--seed", min=0, help="Of folds, weights, order and bootstrap.  [default: 0]")
     ] = 0,
+    permute_labels: Annotated[
+        int | None,
+        _option(
+            _WHAT, "--permute-labels", min=0, metavar="SEED",
+            help="Deal the labels anew among patients, to see what chance gives; results go to TASK-permuted-SEED.",
+        ),
+    ] = None,
     epochs: Annotated[int | None, _option(_TRAINING, "--epochs", min=1, help="At most.  [default: 40]")] = None,
     min_epochs: Annotated[
         int | None, _option(_TRAINING, "--min-epochs", min=0, help="Before the first that may be kept.  [default: 10]")
@@ -164,51 +183,40 @@ def mil(
     """
     # the context holds paths as plain text
     paths = {"run": run, "labels": labels, "splits": splits, "weights": weights, "weights_dir": weights_dir}
-    plan = _plan({**ctx.params, **paths, "slides": slides})
+    paths |= {"slides": slides, "test_run": test_run, "test_labels": test_labels}
+    plan = _plan({**ctx.params, **paths})
     adapting.check_adapt_options(plan.given)
     from wsi_dino.mil.material import choose_encoders
 
+    encoders = plan.encoders if adapt else choose_encoders(plan.run, plan.encoders)
+    pairs = [(name, one) for name in plan.tasks for one in encoders]
     outcomes = []
-    for name in plan.encoders if adapt else choose_encoders(plan.run, plan.encoders):
-        outcomes.append(_one_encoder(plan, name, several=len(plan.encoders) > 1))
+    for chosen, name in pairs:
+        outcomes.append(_one_pair(plan, chosen, name, several=len(pairs) > 1))
     if as_json:
-        console.print_json(_as_json(plan, outcomes))
+        console.print_json(outcome_json(plan.run.path, outcomes))
     else:
         for done in outcomes:
-            _print_outcome(done)
+            print_outcome(done)
+        print_overview(outcomes)
     console.leave(sum(done.n_failed for done in outcomes))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The checked request for all encoders."""
+    """The checked request for all tasks and encoders."""
 
     run: RunFolder
-    task: Task
+    tasks: list[Task]
     labels: Path
     encoders: list[str]
     given: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Done:
-    """What came of one encoder."""
-
-    material: Material
-    outcome: MilOutcome
-    n_unread: int = 0
-
-    @property
-    def n_failed(self) -> int:
-        return self.material.n_broken + self.n_unread + len(self.outcome.no_heatmap)
-
-
 def _plan(given: dict[str, Any]) -> _Plan:
-    from wsi_dino.mil.tasks import find_task
     from wsi_dino.run_folder import RunFolder
 
-    project = read_project_file()
-    task = find_task(given["task"], given["target"], project.tasks if project else {})
+    tasks = _tasks(given)
     if given["labels"] is None:
         raise ConfigError(
             "Which slide has which label? Give --labels CSV with the columns slide_id, optional patient_id and "
@@ -219,7 +227,30 @@ def _plan(given: dict[str, Any]) -> _Plan:
         raise ConfigError(
             f"--threshold-policy: there is no {wrong!r}.{nearest_name(wrong, _POLICIES)} Known: {', '.join(_POLICIES)}."
         )
-    return _Plan(RunFolder(given["run"]).require(), task, given["labels"], list(given["encoder"] or []), given)
+    return _Plan(RunFolder(given["run"]).require(), tasks, given["labels"], list(given["encoder"] or []), given)
+
+
+def _tasks(given: dict[str, Any]) -> list[Task]:
+    from wsi_dino.mil.tasks import expand_task, find_task
+
+    project = read_project_file()
+    own = project.tasks if project else {}
+    names = expand_task(given["task"], own) if given["task"] else [None]
+    return [_with_test_cohort(find_task(name, given["target"], own), given) for name in names]
+
+
+def _with_test_cohort(task: Task, given: dict[str, Any]) -> Task:
+    """Let the command line name the test cohort, and say which of its options the task's scheme has no use for."""
+    scheme, places = task.scheme, {name: given[name] for name in ("test_run", "test_labels") if given[name] is not None}
+    if places and scheme.kind != "external":
+        raise ConfigError(
+            f"--{min(places).replace('_', '-')}: task {task.name} is not tested on another cohort (its scheme is "
+            f"{scheme.kind}). camelyon17-unseen is; a task of your own has `scheme: {{kind: external}}`."
+        )
+    unused = "folds" if scheme.kind != "k-fold" else "seeds"
+    if given[unused] is not None and given["splits"] is None:
+        console.say(f"note: --{unused} is not used by task {task.name}: its scheme is {scheme.kind}.")
+    return task.model_copy(update={"scheme": scheme.model_copy(update=places)})
 
 
 def _training_spec(given: dict[str, Any]) -> TrainingSpec:
@@ -236,31 +267,35 @@ def _training_spec(given: dict[str, Any]) -> TrainingSpec:
         raise ConfigError(f"--{option.replace('_', '-')} {first['input']}: {first['msg']}.") from error
 
 
-def _one_encoder(plan: _Plan, encoder: str, *, several: bool) -> _Done:
+def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> Done:
     from wsi_dino.mil.material import gather_material
     from wsi_dino.mil.run import run_mil
+    from wsi_dino.run_folder import RunFolder
 
     given = plan.given
-    request = _request(plan, encoder)
-    title = f"mil {encoder}: " if several else "mil: "
+    request = _request(plan, task, encoder)
+    title = f"mil {task.name} {encoder}: " if several else "mil: "
 
     def bars(what: str, unit: str) -> AbstractContextManager[console.Progress]:
         return console.progress(title + what, unit=unit)
 
     if given["adapt"]:
-        adapted = adapting.run_adapted_task(plan.run, plan.task, plan.labels, given, encoder, request, bars)
-        _say_exclusions(adapted.material)
-        return _Done(adapted.material, adapted.outcome, adapted.n_unread)
-    console.say(f"mil: reading labels and features of {encoder}")
-    material = gather_material(
-        plan.run, plan.task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"]
-    )
-    _say_exclusions(material)
-    outcome = run_mil(plan.run, material, request, pictures=RunPictures(plan.run), bars=bars)
-    return _Done(material, outcome)
+        adapted = adapting.run_adapted_task(plan.run, task, plan.labels, given, encoder, request, bars)
+        say_exclusions(adapted.material)
+        return Done(adapted.material, adapted.outcome, adapted.n_unread)
+    console.say(f"mil: reading labels and features of {encoder} for {task.name}")
+    material = gather_material(plan.run, task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"])
+    if given["permute_labels"] is not None:
+        from wsi_dino.mil.permuted_labels import permute_labels
+
+        material = permute_labels(material, given["permute_labels"])
+    say_exclusions(material)
+    runs = [plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])]
+    outcome = run_mil(plan.run, material, request, pictures=RunPictures(*runs), bars=bars, say=console.say)
+    return Done(material, outcome)
 
 
-def _request(plan: _Plan, encoder: str) -> MilRequest:
+def _request(plan: _Plan, task: Task, encoder: str) -> MilRequest:
     from wsi_dino.mil.fold_work import Learning
     from wsi_dino.mil.report_content import Telling
     from wsi_dino.mil.run import MilRequest
@@ -274,8 +309,13 @@ def _request(plan: _Plan, encoder: str) -> MilRequest:
     )
     return MilRequest(
         learning, given["folds"], given["seed"], given["splits"], given["bootstrap"], given["heatmaps"],
-        not given["no_report"], Telling(*exact_command(given, encoder)),
+        not given["no_report"], Telling(*exact_command(_of_task(given, task), encoder)), given["seeds"],
     )  # fmt: skip
+
+
+def _of_task(given: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Return the options as if this task alone had been asked for."""
+    return given if given["task"] is None else {**given, "task": task.name}
 
 
 def resolve_mil_device(asked: str) -> str:
@@ -312,55 +352,3 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
 
 def _relative(path: Path, base: Path) -> str:
     return Path(os.path.relpath(path, base)).as_posix()
-
-
-# what is said ---------------------------------------------------------------------------------
-def _say_exclusions(material: Material) -> None:
-    by_reason: dict[str, list[str]] = {}
-    for row in material.exclusions:
-        by_reason.setdefault(row.reason, []).append(row.slide_id)
-    for reason, slides in by_reason.items():
-        more = "" if len(slides) <= _SHOWN else f" and {len(slides) - _SHOWN} more"
-        console.say(f"left out, {reason}: {', '.join(slides[:_SHOWN])}{more}")
-
-
-def _print_outcome(done: _Done) -> None:
-    metrics = done.outcome.metrics
-    print(
-        f"{metrics['task']} from {metrics['encoder']}: {metrics['n_slides']} slides, {metrics['n_patients']} patients"
-    )
-    summary = {name: value["value"] for name, value in metrics["summary"].items()}
-    console.print_table([*metrics["folds"], {"fold": "mean", **summary}], _TABLE)
-    auc = metrics["summary"]["auc"]
-    print(f"\nAUC {_number(auc['value'])}, 95 % interval {_number(auc['low'])} to {_number(auc['high'])}")
-    for warning in metrics["warnings"]:
-        print(f"note: {warning}")
-    for slide_id, why in done.outcome.no_heatmap.items():
-        print(f"no heatmap of {slide_id}: {why}")
-    if done.n_unread:
-        print(f"failed: {done.n_unread} slides could not be read and took no part; see exclusions in metrics.json.")
-    if done.material.n_broken:
-        print(f"failed: {done.material.n_broken} feature files are broken; `wsi-dino embed` makes them again.")
-    if done.outcome.report is not None:
-        print(f"report: {done.outcome.report}")
-    else:
-        print(f"results: {done.outcome.folder}")
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
-
-
-def _as_json(plan: _Plan, outcomes: list[_Done]) -> dict[str, Any]:
-    results = [
-        {
-            "folder": str(done.outcome.folder),
-            "report": None if done.outcome.report is None else str(done.outcome.report),
-            "n_failed": done.n_failed,
-            "no_heatmap": done.outcome.no_heatmap,
-            **done.outcome.metrics,
-        }
-        for done in outcomes
-    ]
-    head = {"command": "mil", "run": str(plan.run.path), "n_failed": sum(done.n_failed for done in outcomes)}
-    return {**head, **results[0]} if len(results) == 1 else {**head, "results": results}

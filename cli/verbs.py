@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import typer
+
+from wsi_dino.cli.bench import bench
+from wsi_dino.cli.check_row import check_row
+from wsi_dino.cli.cohort import cohort_app
+from wsi_dino.cli.compare import compare
 from wsi_dino.cli.demo import demo
 from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.embed import embed
@@ -22,9 +28,15 @@ VERBS: dict[str, Callable[..., Any]] = {
     "embed": embed,
     "import-features": import_features,
     "mil": mil,
+    "compare": compare,
+    "check-row": check_row,
     "predict": predict,
     "encoders": encoders,
     "weights": weights,
+    "bench": bench,
     "doctor": doctor,
     "demo": demo,
 }
+
+# verbs with commands of their own below them
+GROUPS: dict[str, Callable[[], typer.Typer]] = {"cohort": cohort_app}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from wsi_dino.evaluation.bootstrap import STATISTICS, FoldPredictions, cv_interval, weighted_auc
+from wsi_dino.evaluation.bootstrap import STATISTICS, FoldPredictions, cv_interval, cv_replicates, weighted_auc
 from wsi_dino.evaluation.metrics import binary_metrics, multiclass_metrics
 
 
@@ -98,3 +98,34 @@ def test_no_resample_lacks_a_class_and_the_seed_decides() -> None:
     assert first == again
     other = cv_interval([_fold(0)], "auc", seed=1)
     assert other != cv_interval([_fold(0)], "auc", seed=2)
+
+
+def test_folds_that_test_the_same_patients_are_drawn_together() -> None:
+    """Five seeds on one test set with equal scores tell no more than one of them."""
+    one = _fold(4)
+    single, five = (
+        cv_interval([one], "auc", n_resamples=500, seed=1),
+        cv_interval([one] * 5, "auc", n_resamples=500, seed=1),
+    )
+    assert (five.low, five.high) == pytest.approx((single.low, single.high), abs=0.02)
+    moved = [_fold(4), FoldPredictions(one.y_true, one.scores, [f"q{p}" for p in one.patient_id])]
+    apart = cv_interval(moved, "auc", n_resamples=500, seed=1)
+    assert apart.high - apart.low < 0.85 * (single.high - single.low)
+
+
+def test_the_same_patients_are_drawn_whatever_the_scores() -> None:
+    """Drawn alike, two encoders that differ by a constant differ by it in each sample."""
+    folds = [_fold(seed) for seed in range(2)]
+    moved = [FoldPredictions(f.y_true, f.scores + 1, f.patient_id) for f in folds]
+
+    def mean_score(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+        return weights @ fold.scores / weights.sum(1)
+
+    first, second = (cv_replicates(each, mean_score, n_resamples=50, seed=2) for each in (folds, moved))
+    assert second - first == pytest.approx(np.ones(50))
+
+
+def test_a_fold_of_one_class_has_no_auc_and_no_interval() -> None:
+    one_class = FoldPredictions(np.ones(5, int), np.linspace(0, 1, 5), list("abcde"))
+    interval = cv_interval([_fold(0), one_class], "auc", n_resamples=50)
+    assert np.isnan([interval.value, interval.low, interval.high]).all()

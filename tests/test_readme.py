@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import run_command
 
-from wsi_dino.cli.verbs import VERBS
+from wsi_dino.cli.verbs import GROUPS, VERBS
 from wsi_dino.encoders.registry import records
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,14 +41,16 @@ def test_commands_and_options_exist(line: str, tmp_path: Path) -> None:
     if verb.startswith("-"):
         assert run_command(tmp_path, *words).code == 0
         return
-    assert verb in VERBS, f"the README names the verb {verb}"
-    help_page = run_command(tmp_path, verb, "--help").stdout
+    assert verb in {**VERBS, **GROUPS}, f"the README names the verb {verb}"
+    command = words[:2] if verb in GROUPS and len(words) > 1 else [verb]
+    help_page = run_command(tmp_path, *command, "--help").stdout
+    assert help_page.startswith(f"Usage: wsi-dino {' '.join(command)}")
     for option in (word for word in words[1:] if word.startswith("--")):
         assert re.search(rf"{re.escape(option)}\b", help_page), f"{verb} has no option {option}"
 
 
 def test_every_verb_is_in_the_readme() -> None:
-    assert {verb for verb in VERBS if f"`wsi-dino {verb}`" not in _README} == set()
+    assert {verb for verb in [*VERBS, *GROUPS] if f"`wsi-dino {verb}`" not in _README} == set()
 
 
 def test_every_listed_encoder_is_registered_with_its_dimension() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wsi_dino.errors import SplitError
 from wsi_dino.evaluation.cohort import Cohort, CohortRow
-from wsi_dino.evaluation.split import SUBSETS, Fold, make_folds, read_split, write_split
+from wsi_dino.evaluation.split import SUBSETS, Fold, make_folds, make_repeats, read_sides, read_split, write_split
 
 
 def _cohort(counts: tuple[int, ...], slides_each: int = 1) -> Cohort:
@@ -156,3 +156,40 @@ def test_folds_are_not_all_alike() -> None:
     tests = [fold.test for fold in make_folds(_cohort((50, 50)), 5, 0)]
     sorted_tests = np.array_split(sorted(p for test in tests for p in test), 5)
     assert [sorted(test) for test in tests] != [list(part) for part in sorted_tests]
+
+
+def test_repeats_share_the_test_set_and_draw_their_own_validation() -> None:
+    cohort = _cohort((60, 30))
+    subset_of = {patient: "test" if place % 3 == 0 else "train" for place, patient in enumerate(cohort.patients)}
+    split = make_repeats(cohort, subset_of, 4, 0, "official")
+    assert {fold.test for fold in split} == {tuple(p for p, subset in subset_of.items() if subset == "test")}
+    assert len({fold.val for fold in split}) == 4
+    assert make_repeats(cohort, subset_of, 2, 0, "official").folds == split.folds[:2]
+    for fold in split:
+        assert set(fold.train) | set(fold.val) == {p for p, subset in subset_of.items() if subset == "train"}
+        assert len(fold.val) == round(len(fold.train + fold.val) / 8)
+
+
+def test_repeats_keep_validation_that_is_stated() -> None:
+    cohort = _cohort((30, 30))
+    subset_of = {patient: SUBSETS[place % 3] for place, patient in enumerate(cohort.patients)}
+    split = make_repeats(cohort, subset_of, 3, 5, "own")
+    assert all(fold.subset_of() == subset_of for fold in split)
+
+
+def test_repeats_without_a_side_or_a_class_are_refused() -> None:
+    cohort = _cohort((30, 30))
+    with pytest.raises(SplitError, match="subset test"):
+        make_repeats(cohort, dict.fromkeys(cohort.patients, "train"), 2, 0, "official")
+    one_class = {row.patient_id: "test" if row.label else "train" for row in cohort}
+    with pytest.raises(SplitError, match="no slide of class"):
+        make_repeats(cohort, one_class, 2, 0, "official")
+
+
+def test_sides_of_a_table_are_read_whatever_the_target(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text("fold,slide_id,subset\n1,S1,train\n1,S2,train\n0,S1,test\n")
+    assert read_sides(path, {"S1": "P1", "S2": "P1"}) == [{"P1": "test"}, {"P1": "train"}]
+    path.write_text("fold,slide_id,subset\n0,S1,train\n0,S2,val\n")
+    with pytest.raises(SplitError, match="line 3: in fold 0 patient P1 stands in both train and val"):
+        read_sides(path, {"S1": "P1", "S2": "P1"})

@@ -8,7 +8,7 @@ import pytest
 
 from wsi_dino.errors import CohortError, ConfigError
 from wsi_dino.evaluation.cohort import Cohort, read_cohort, read_columns
-from wsi_dino.mil.tasks import Task, find_column, find_task, make_task, shipped_tasks
+from wsi_dino.mil.tasks import Task, expand_task, find_column, find_task, make_task, shipped_tasks
 
 
 def _cohort(folder: Path, task: Task, column: str, values: list[str]) -> Cohort:
@@ -100,3 +100,40 @@ def test_target_alone_makes_a_task_of_its_name() -> None:
 def test_wrong_task_is_refused(content: dict[str, object], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         make_task("mine", content)
+
+
+def test_every_shipped_task_of_a_scheme_asks_for_columns_that_a_cohort_writes() -> None:
+    """Columns of the shipped schemes come from `wsi-dino cohort`; a renamed one would fail at the user's."""
+    from wsi_dino.pathology.cohorts import camelyon16, camelyon17
+
+    written = {*camelyon16._COLUMNS, *camelyon17._COLUMNS}
+    for task in shipped_tasks().values():
+        asked = {*task.scheme.keep, *task.scheme.test_keep, *filter(None, [task.scheme.column])}
+        assert asked <= written, task.name
+
+
+@pytest.mark.parametrize(
+    ("scheme", "complaint"),
+    [
+        ({"kind": "fixed"}, "needs `column`"),
+        ({"kind": "k-fold", "column": "official"}, "column belongs to kind fixed"),
+        ({"kind": "k-fold", "seeds": 3}, "seeds belongs to kind fixed or external"),
+        ({"kind": "fixed", "column": "official", "folds": 3}, "folds belongs to kind k-fold"),
+        ({"kind": "fixed", "column": "official", "test_keep": {"a": ["b"]}}, "test_keep belongs to kind external"),
+        ({"kind": "loo"}, "scheme.kind"),
+        ({"kind": "external", "sedes": 2}, "Did you mean 'seeds'"),
+        ({"kind": "external", "seeds": 0}, "scheme.seeds"),
+    ],
+)
+def test_wrong_scheme_is_refused(scheme: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        make_task("mine", {"scheme": scheme})
+
+
+def test_group_of_tasks_holds_own_ones_too() -> None:
+    own = {"lung-egfr": {"target": "EGFR"}, "lung-kras": {}, "all-of-it": {"target": "x"}}
+    assert expand_task("all-lung", own) == ["lung-egfr", "lung-kras"]
+    assert expand_task("all-of-it", own) == ["all-of-it"]
+    assert expand_task("ER", own) == ["ER"]
+    with pytest.raises(ConfigError, match="Did you mean 'all-lung'"):
+        expand_task("all-lnug", own)

@@ -14,7 +14,8 @@
     │       └── HubError       the hub did not give a file; `kind` tells why
     ├── FeatureFileError       a feature file is missing, broken or of other provenance
     ├── CohortError            a label table does not say what is needed
-    └── SplitError             folds cannot be made, or would leak
+    ├── SplitError             folds cannot be made, or would leak
+    └── ResultError            results of a task are missing, broken, or cannot be compared
 
 A message says in three lines or fewer what was being done, what was expected, what came, where
 (file, slide, row, fold) and what to do. Exit codes of the command line: 0 all done, 1 some items
@@ -88,6 +89,10 @@ class CohortError(WsiDinoError):
 
 class SplitError(WsiDinoError):
     """Folds cannot be made from the cohort, or would leak."""
+
+
+class ResultError(WsiDinoError):
+    """Results of a task are missing, broken, or cannot be compared."""
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:

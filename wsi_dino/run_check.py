@@ -15,6 +15,7 @@ import numpy as np
 from wsi_dino.claims import try_claim
 from wsi_dino.encoders.adapter import is_adapted_to_a_fold, read_adapter
 from wsi_dino.errors import FeatureFileError, TileGridError, WsiDinoError
+from wsi_dino.evaluation.task_result import COMPARISON_FOLDER
 from wsi_dino.feature_file import FeatureFile, read_feature_file, read_provenance, require_one_identity
 from wsi_dino.file_check import FileCheck, OnFile, RunReport, quoted, short_message
 from wsi_dino.mil.attention_file import read_attention
@@ -45,7 +46,8 @@ def check_run(run: RunFolder, *, quick: bool = False, on_file: OnFile = lambda p
     for folder in sorted((run.path / "features").glob("*/")):
         check.features(folder)
     for folder in sorted((run.path / "mil").glob("*/*/")):
-        check.mil(folder)
+        if folder.name != COMPARISON_FOLDER:
+            check.mil(folder)
     for folder in sorted((run.path / "predictions").glob("*/*/")):
         check.predictions_on_new_slides(folder)
     check.leftovers()

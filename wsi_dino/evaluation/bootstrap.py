@@ -64,24 +64,98 @@ def cv_interval(
     """
     compute = STATISTICS[statistic] if isinstance(statistic, str) else statistic
     values = [float(compute(fold, np.ones((1, len(fold.y_true))))[0]) for fold in fold_predictions]
-    total = np.zeros(n_resamples)
-    for number, fold in enumerate(fold_predictions):
-        total += _resampled(fold, compute, n_resamples, np.random.default_rng([seed, number]))
-    low, high = np.quantile(total / len(fold_predictions), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.mean(values)), float(low), float(high))
+    value = float(np.mean(values))
+    if np.isnan(value):  # a fold tests on one class
+        return Interval(value, value, value)
+    replicates = cv_replicates(fold_predictions, compute, n_resamples=n_resamples, seed=seed)
+    low, high = percentile_bounds(replicates, level)
+    return Interval(value, float(low), float(high))
 
 
-def _resampled(fold: FoldPredictions, compute: Statistic, n_resamples: int, random: np.random.Generator) -> np.ndarray:
-    patients, patient_of = np.unique(np.asarray(fold.patient_id, dtype=str), return_inverse=True)
-    strata = _strata(patient_of, fold.y_true, len(patients))
+def percentile_bounds(replicates: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Return the lower and upper bound, ``(2, ...)``, of replicates ``(n_resamples, ...)``; NaN ones are left out."""
+    known = replicates[~np.isnan(replicates).reshape(len(replicates), -1).any(1)]
+    if not len(known):
+        return np.full((2, *replicates.shape[1:]), np.nan)
+    return np.asarray(np.quantile(known, [(1 - level) / 2, (1 + level) / 2], axis=0))
+
+
+def cv_replicates(
+    fold_predictions: Sequence[FoldPredictions], compute: Statistic, *, n_resamples: int = 2000, seed: int = 0
+) -> np.ndarray:
+    """Return the mean over folds of a figure for each bootstrap sample of patients.
+
+    The same folds and seed draw the same patients, whatever the scores: the difference of two encoders'
+    replicates is a paired bootstrap. Folds that test the same patients (several seeds on one test set)
+    draw them together; a fold that then lacks a class is left out of that sample.
+
+    Args:
+        fold_predictions: the test predictions of each fold.
+        compute: a function of (predictions, weights float64 ``(n_resamples, n)``) that returns one figure
+            or one array of figures for each row of slide weights.
+        n_resamples: bootstrap replicates.
+        seed: of the resampling.
+
+    Returns:
+        float64 ``(n_resamples, ...)``.
+    """
+    draw = _joint_draws(fold_predictions, seed) if _share_patients(fold_predictions) else _draws(fold_predictions, seed)
     parts = []
     for start in range(0, n_resamples, _RESAMPLES_AT_ONCE):
-        n = min(_RESAMPLES_AT_ONCE, n_resamples - start)
-        drawn = np.empty((n, len(patients)))
-        for members in strata:
-            drawn[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
-        parts.append(compute(fold, drawn[:, patient_of]))
+        weights = draw(min(_RESAMPLES_AT_ONCE, n_resamples - start))
+        figures = [compute(fold, each) for fold, each in zip(fold_predictions, weights, strict=True)]
+        parts.append(_mean_of_known(np.stack(figures)))
     return np.concatenate(parts)
+
+
+def _mean_of_known(figures: np.ndarray) -> np.ndarray:
+    known = ~np.isnan(figures)
+    if known.all():
+        return np.asarray(figures.sum(0) / len(figures))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(known, figures, 0).sum(0) / known.sum(0))
+
+
+def _share_patients(folds: Sequence[FoldPredictions]) -> bool:
+    each = [set(map(str, fold.patient_id)) for fold in folds]
+    return len(set().union(*each)) < sum(map(len, each))
+
+
+def _draws(folds: Sequence[FoldPredictions], seed: int) -> Callable[[int], list[np.ndarray]]:
+    """Return what draws slide weights ``(n_resamples, n_slides)`` for each fold, the folds independent."""
+    plans = []
+    for number, fold in enumerate(folds):
+        patients, patient_of = np.unique(np.asarray(fold.patient_id, dtype=str), return_inverse=True)
+        strata = _strata(patient_of, fold.y_true, len(patients))
+        plans.append((np.random.default_rng([seed, number]), strata, patient_of))
+
+    def draw(n: int) -> list[np.ndarray]:
+        return [_drawn(random, strata, n)[:, patient_of] for random, strata, patient_of in plans]
+
+    return draw
+
+
+def _joint_draws(folds: Sequence[FoldPredictions], seed: int) -> Callable[[int], list[np.ndarray]]:
+    """As `_draws`, each patient drawn once for all the folds that test it."""
+    owners = np.concatenate([np.asarray(fold.patient_id, dtype=str) for fold in folds])
+    patients, patient_of = np.unique(owners, return_inverse=True)
+    strata = _strata(patient_of, np.concatenate([fold.y_true for fold in folds]), len(patients))
+    of_fold = np.split(patient_of, np.cumsum([len(fold.y_true) for fold in folds])[:-1])
+    random = np.random.default_rng([seed, 0])
+
+    def draw(n: int) -> list[np.ndarray]:
+        weights = _drawn(random, strata, n)
+        return [weights[:, members] for members in of_fold]
+
+    return draw
+
+
+def _drawn(random: np.random.Generator, strata: Sequence[np.ndarray], n: int) -> np.ndarray:
+    """Draw how often each patient stands in each of `n` samples; within each stratum with replacement."""
+    drawn = np.empty((n, sum(map(len, strata))))
+    for members in strata:
+        drawn[:, members] = random.multinomial(len(members), np.full(len(members), 1 / len(members)), size=n)
+    return drawn
 
 
 def _strata(patient_of: np.ndarray, y_true: np.ndarray, n_patients: int) -> list[np.ndarray]:
@@ -157,14 +231,20 @@ def _per_class(fold: FoldPredictions, weights: np.ndarray, kind: str) -> np.ndar
     return _ratio(*figures[kind])
 
 
-def _macro(kind: str) -> Statistic:
+def macro_statistic(kind: str) -> Statistic:
+    """Return the figure ``precision``, ``recall`` or ``f1`` as its mean over classes."""
+    return lambda fold, weights: _per_class(fold, weights, kind).mean(1)
+
+
+def positive_class_statistic(kind: str) -> Statistic:
+    """Return the figure ``precision``, ``recall`` or ``f1`` of the positive of two classes."""
+    return lambda fold, weights: _per_class(fold, weights, kind)[:, 1]
+
+
+def _usual(kind: str) -> Statistic:
     """Figure of the positive class for two classes, mean over classes for more."""
-
-    def compute(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-        per_class = _per_class(fold, weights, kind)
-        return per_class[:, 1] if fold.scores.ndim == 1 else per_class.mean(1)
-
-    return compute
+    of_positive, macro = positive_class_statistic(kind), macro_statistic(kind)
+    return lambda fold, weights: (of_positive if fold.scores.ndim == 1 else macro)(fold, weights)
 
 
 def _balanced_accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
@@ -186,9 +266,9 @@ STATISTICS: dict[str, Statistic] = {
     "average_precision": _average_precision,
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
-    "precision": _macro("precision"),
-    "recall": _macro("recall"),
+    "precision": _usual("precision"),
+    "recall": _usual("recall"),
     "specificity": _specificity,
-    "f1": _macro("f1"),
+    "f1": _usual("f1"),
     "brier": _brier,
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_replicates, percentile_bounds
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,37 @@ def compute_reliability(y_true: np.ndarray, score: np.ndarray, n_bins: int = 10)
     distance = np.abs(mean_score - positive_rate)
     error = float((distance * count[kept]).sum() / max(count.sum(), 1))
     return Reliability(mean_score, positive_rate, count[kept], error)
+
+
+def calibration_interval(
+    y_true: np.ndarray, score: np.ndarray, patient_id: Sequence[str], *, n_bins: int = 10, n_resamples: int = 2000,
+    seed: int = 0, level: float = 0.95,
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Return percentile intervals of the expected calibration error and the mean squared error over patients.
+
+    The calibration error of few slides is too large by chance, and in a resample more so: its interval
+    lies high and may lie above the figure itself.
+
+    Args:
+        y_true: ``(n,)`` of 0 and 1.
+        score: ``(n,)`` probabilities.
+        patient_id: ``(n,)``, the unit that is resampled.
+        n_bins: as for `compute_reliability`.
+        n_resamples: bootstrap replicates.
+        seed: of the resampling.
+        level: coverage.
+
+    Returns:
+        ``low`` and ``high`` for ``ece`` and ``brier``.
+    """
+    fold = FoldPredictions(np.asarray(y_true, np.int64), np.asarray(score, np.float64), patient_id)
+    cell = np.eye(n_bins)[np.clip((fold.scores * n_bins).astype(np.int64), 0, n_bins - 1)]
+    gap = (fold.scores - fold.y_true)[:, None] * cell
+
+    def errors(predictions: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+        total = weights.sum(1)
+        squared = weights @ (predictions.scores - predictions.y_true) ** 2
+        return np.stack([np.abs(weights @ gap).sum(1) / total, squared / total], axis=1)
+
+    low, high = percentile_bounds(cv_replicates([fold], errors, n_resamples=n_resamples, seed=seed), level)
+    return {name: {"low": float(low[i]), "high": float(high[i])} for i, name in enumerate(("ece", "brier"))}

@@ -197,15 +197,19 @@ def read_cohort(
         raise CohortError(f"Reading {csv_path}: {error}") from error
 
 
-def read_label_table(csv_path: Path) -> list[dict[str, str]]:
+def read_label_table(csv_path: Path, *, unique: bool = True) -> list[dict[str, str]]:
     """Read every row of a label table as text by column, with no target chosen.
+
+    Args:
+        csv_path: the table.
+        unique: refuse a slide that stands twice.
 
     Raises:
         CohortError: no file, not UTF-8, no column slide_id, a slide twice or an empty id.
     """
     header, lines = _read_table(csv_path)
     slide_column = _column(csv_path, header, "slide_id", "every row names its slide there")
-    _check_ids(csv_path, lines, slide_column, "slide_id", unique=True)
+    _check_ids(csv_path, lines, slide_column, "slide_id", unique=unique)
     return [dict(zip(header, cells, strict=True)) for _, cells in lines]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ _SERIES = ("#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05", "#0a0b06")
 _FROM_PAGE = {_INK: "currentColor", _RULE: "var(--rule)"} | {
     colour: f"var(--series-{index})" for index, colour in enumerate(_SERIES, 1)
 }
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "svg.hashsalt": "wsi-dino",
@@ -59,7 +59,7 @@ def _canvas(name: str, label: str, size_in: tuple[float, float], rows: Sequence[
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size_in, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=list(rows))[:, 0]
@@ -165,6 +165,39 @@ def training_figure(folds: Sequence[tuple[str, Sequence[float], Sequence[float],
         axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="best")
+    return canvas.svg
+
+
+def coverage_figure(selective: Mapping[str, Any]) -> str:
+    """Draw accuracy, with its interval, and AUC over the share of slides kept; see `selective_section`."""
+    with _canvas("coverage", "Accuracy and AUC over the share of slides kept", (4.4, 3.2)) as canvas:
+        axis, coverage, accuracy = canvas.axes[0], selective["coverage"], selective["accuracy"]
+        low, high = (np.array(accuracy[name], float) for name in ("low", "high"))
+        axis.fill_between(coverage, low, high, color=_SERIES[0], alpha=0.15, linewidth=0)
+        axis.plot(coverage, accuracy["value"], color=_SERIES[0], linewidth=2, label="accuracy, 95 % band")
+        known = [value if value is not None else np.nan for value in selective["auc"]]
+        axis.plot(coverage, known, color=_SERIES[1], linewidth=1.4, linestyle="--", label="AUC")
+        axis.set(xlabel="share of slides kept, the surest first", ylabel="accuracy, AUC", xlim=(1.01, 0.09))
+        axis.set_ylim(min(0.45, float(np.nanmin([*low, *known])) - 0.03), 1.02)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return canvas.svg
+
+
+def decision_figure(curve: Mapping[str, Any]) -> str:
+    """Draw the net benefit of the score, of acting on all and on none; see `decision_section`."""
+    with _canvas("decision", "Net benefit over the probability from which one would act", (4.4, 3.2)) as canvas:
+        axis, threshold = canvas.axes[0], curve["threshold"]
+        axis.axhline(0, color=_INK, linewidth=0.8, linestyle=(0, (2, 3)), label="act on none")
+        axis.plot(
+            threshold, curve["net_benefit_of_all"], color=_SERIES[1], linewidth=1.4, linestyle="--", label="on all"
+        )
+        axis.plot(threshold, curve["net_benefit"], color=_SERIES[0], linewidth=2, label="by this model")
+        top = max(*curve["net_benefit"], *curve["net_benefit_of_all"], 0.02)
+        axis.set(
+            xlabel="probability from which one would act", ylabel="net benefit a slide", ylim=(-0.35 * top, 1.1 * top)
+        )
+        axis.set_xlim(0, 1)
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return canvas.svg
 
 

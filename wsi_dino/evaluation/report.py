@@ -13,6 +13,7 @@ import numpy as np
 
 from wsi_dino.evaluation.curves import ScoredFold, mean_roc
 from wsi_dino.evaluation.plots import reliability_figure, roc_figure, score_figure, training_figure
+from wsi_dino.evaluation.report_statistics import statistics_html
 
 _METRICS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
 _METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced acc.", "f1": "F1"}
@@ -117,6 +118,8 @@ def _context(content: ReportInput) -> dict[str, Any]:
         "examples": [_example(example) for example in content.examples],
         "predictions": content.predictions if len(content.predictions) <= _LISTED_PREDICTIONS else [],
         "versions": metrics["provenance"]["versions"],
+        "statistics": statistics_html(metrics),
+        "permuted_labels": metrics.get("permuted_labels"),
         "command": content.command,
         "command_place": content.command_place,
         "settings": content.settings,

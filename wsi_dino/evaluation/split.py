@@ -150,6 +150,36 @@ def _deal(strata: Mapping[tuple[int, ...], list[str]], k: int, seed: int) -> lis
     return tests
 
 
+def make_repeats(cohort: Cohort, subset_of: Mapping[str, str], n: int, seed: int, scheme: str) -> Split:
+    """Repeat one given partition `n` times; where it names no validation patients, each repeat draws its own.
+
+    An eighth of the training patients validates, stratified by class. The test patients are the same in
+    every repeat; what differs is what the models were taught and how they began.
+
+    Args:
+        cohort: the patients.
+        subset_of: ``train``, ``val`` or ``test`` for every patient of the cohort.
+        n: repeats, one fold of the split each.
+        seed: of the drawing.
+        scheme: what the partition is called.
+
+    Raises:
+        SplitError: no patient to train or to test on, or a class is absent from a subset.
+    """
+    members = {name: [p for p in cohort.patients if subset_of[p] == name] for name in SUBSETS}
+    for name in ("train", "test"):
+        if not members[name]:
+            raise SplitError(f"Making the split {scheme!r}: no patient with features is of subset {name}.")
+    if members["val"]:
+        folds = [Fold(*(tuple(members[name]) for name in SUBSETS))] * n
+    else:
+        outside = set(members["test"])
+        folds = [_with_validation(_strata(cohort), outside, seed, number) for number in range(n)]
+    split = Split(tuple(folds), f"{scheme}, {n} seeds from {seed}", seed)
+    check_split(split, cohort)
+    return split
+
+
 def _with_validation(strata: Mapping[tuple[int, ...], list[str]], test: set[str], seed: int, fold: int) -> Fold:
     left = [[patient for patient in patients if patient not in test] for patients in strata.values()]
     sizes = _validation_sizes([len(patients) for patients in left])
@@ -236,6 +266,28 @@ def read_split(csv_path: Path, cohort: Cohort, *, ignore_unknown: bool = False) 
     split = Split(tuple(_fold(csv_path, name, folds[name]) for name in _fold_order(folds)), csv_path.stem)
     check_split(split, cohort)
     return split
+
+
+def read_sides(csv_path: Path, patient_of: Mapping[str, str]) -> list[dict[str, str]]:
+    """Read the subset of each patient in each fold of a split table, whatever the target.
+
+    Args:
+        csv_path: see `read_split`.
+        patient_of: the patient of each slide, for a table that names slides; one it lacks is its own patient.
+
+    Raises:
+        SplitError: the table is not of the right form, or a patient stands on two sides of a fold.
+    """
+    folds: dict[str, dict[str, str]] = {}
+    for line, fold, name, subset, is_slide in _split_rows(csv_path):
+        patient = patient_of.get(name, name) if is_slide else name
+        earlier = folds.setdefault(fold, {}).setdefault(patient, subset)
+        if earlier != subset:
+            raise SplitError(
+                f"Reading the split {csv_path}: line {line}: in fold {fold} patient {patient} stands in both {earlier} "
+                f"and {subset}. A patient belongs to one subset of a fold, or the result would leak."
+            )
+    return [folds[name] for name in _fold_order(folds)]
 
 
 def _fold(path: Path, name: str, members: Mapping[str, Sequence[str]]) -> Fold:

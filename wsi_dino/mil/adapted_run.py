@@ -15,13 +15,13 @@ import torch
 from wsi_dino.encoders.adapt import AdaptedNetwork, training_precision
 from wsi_dino.encoders.adapter import fold_adapter_name, read_adapter
 from wsi_dino.encoders.lora import add_adapter
-from wsi_dino.errors import CohortError, WsiDinoError
+from wsi_dino.errors import CohortError, ConfigError, WsiDinoError
 from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.mil.adaptation import Adaptation, SlideTiles, adapter_item, learn_adapter
 from wsi_dino.mil.examples import SlidePictures
-from wsi_dino.mil.material import NOT_LABELLED, Exclusion, Material, gather_material, read_labels
+from wsi_dino.mil.material import NOT_LABELLED, Exclusion, Material, gather_material, read_labels, subsets_of
 from wsi_dino.mil.run import Bars, MilOutcome, MilRequest, make_split, run_mil
 from wsi_dino.mil.tasks import Task
 from wsi_dino.provenance import fingerprint
@@ -92,7 +92,13 @@ def plan_adapted_task(
         CohortError: the table is wrong, or none of its slides can be used.
         SplitError: the folds cannot be made.
     """
-    task, everyone, _ = read_labels(task, labels)
+    if task.scheme.kind == "external":
+        raise ConfigError(
+            f"Adapting the encoder to {task.name}: the task tests on another cohort, which --adapt cannot do. Adapt on "
+            "a task of its own, then use `embed --adapter DIR` on both runs."
+        )
+    told = read_labels(task, labels)
+    task, everyone = told.task, told.cohort
     with bars("looking at slides", "slides") as progress:
         progress(0, total=len(everyone))
         exclusions: list[Exclusion] = []
@@ -109,10 +115,9 @@ def plan_adapted_task(
             "without its ending."
         )
     exclusions += [Exclusion(slide_id, NOT_LABELLED[0]) for slide_id in everyone.unlabelled]
-    known = {*everyone.slide_ids, *everyone.unlabelled}
-    exclusions += [Exclusion(slide_id, NOT_LABELLED[1]) for slide_id in tiles.rows() if slide_id not in known]
+    exclusions += [Exclusion(slide_id, NOT_LABELLED[1]) for slide_id in tiles.rows() if slide_id not in told.names]
     cohort = everyone.only(usable)
-    split = make_split(cohort, bool(left_out), request)
+    split = make_split(task, cohort, subsets_of(task, cohort, told.rows), bool(left_out), request)
     _require_no_twins(cohort, tiles)
     ordered = tuple(sorted(exclusions, key=lambda row: (row.reason, row.slide_id)))
     return AdaptedTask(run, task, labels, cohort, ordered, split, request, adaptation, tiles)
@@ -186,7 +191,8 @@ def run_adapted(
 
     material = _told_as_one(planned, of_fold, lost)
     outcome = run_mil(
-        planned.run, material, planned.request, pictures=pictures, bars=bars, split=planned.split, of_fold=of_fold
+        planned.run, material, planned.request, pictures=pictures, bars=bars, say=say, split=planned.split,
+        of_fold=of_fold,
     )  # fmt: skip
     return material, outcome
 

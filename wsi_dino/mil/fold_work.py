@@ -25,16 +25,10 @@ from wsi_dino.provenance import environment, file_sha256, fingerprint
 # Modules that tell of results, or learn an adapter before, and not the model: a change in them leaves finished
 # folds as they are.
 _TELLING = (
-    "adaptation",
-    "adapted_run",
-    "examples",
-    "material",
-    "metrics_file",
-    "prediction",
-    "report_content",
-    "run",
+    "adaptation", "adapted_run", "centre_section", "classic_bench", "classic_network", "examples", "leak_check",
+    "material", "metrics_file", "permuted_labels", "prediction", "report_content", "run", "statistics_section",
     "tasks",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

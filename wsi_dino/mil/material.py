@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wsi_dino.encoders.adapter import is_adapted_to_a_fold
-from wsi_dino.errors import CohortError, ConfigError, FeatureFileError, nearest_name
-from wsi_dino.evaluation.cohort import Cohort, read_cohort, read_columns
+from wsi_dino.errors import CohortError, ConfigError, FeatureFileError, SplitError, nearest_name
+from wsi_dino.evaluation.cohort import Cohort, read_cohort, read_columns, read_label_table
+from wsi_dino.evaluation.split import SUBSETS
 from wsi_dino.feature_file import read_provenance
 from wsi_dino.mil.bags import BagStore, features_fingerprint
 from wsi_dino.mil.tasks import Task, find_column
@@ -18,6 +19,7 @@ from wsi_dino.run_folder import RunFolder, safe_name
 BROKEN = "broken feature file"
 NOT_LABELLED = ("no value for the target", "no row in the labels")
 _SHOWN = 3
+_MOST_NOTES = 10
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Material:
         exclusions: all others, sorted by reason and slide.
         has_patient_id: whether the label table has that column.
         features_fingerprint: for each slide, changes with its features.
+        table: for each slide its whole row of the label table.
+        subset_of: ``train``, ``val`` or ``test`` of each patient where the task's scheme fixes it; else empty.
+        permuted_labels: seed with which the labels were permuted; None = they are the true ones.
         adaptation: how the encoder was adapted to each fold, to be told; None for a frozen encoder.
     """
 
@@ -53,12 +58,28 @@ class Material:
     exclusions: tuple[Exclusion, ...]
     has_patient_id: bool
     features_fingerprint: Mapping[str, str]
+    table: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    subset_of: Mapping[str, str] = field(default_factory=dict)
+    permuted_labels: int | None = None
     adaptation: Mapping[str, Any] | None = None
 
     @property
     def n_broken(self) -> int:
         """Slides that failed here, which the exit code tells."""
         return sum(exclusion.reason == BROKEN for exclusion in self.exclusions)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the column ``note`` of the label table says, each text once, in table order."""
+        texts = tuple(dict.fromkeys(text for row in self.table.values() if (text := row.get("note", ""))))
+        if len(texts) > _MOST_NOTES:  # somebody's remarks on single slides
+            return (f"The column note of the label table holds {len(texts)} different texts; they are not repeated.",)
+        return texts
+
+    @property
+    def centre_of(self) -> dict[str, str]:
+        """The column ``centre`` of the label table, for each slide that has one."""
+        return {slide_id: row["centre"] for slide_id, row in self.table.items() if row.get("centre")}
 
     @property
     def labelled_left_out(self) -> tuple[Exclusion, ...]:
@@ -94,16 +115,43 @@ def choose_encoders(run: RunFolder, asked: Iterable[str]) -> list[str]:
     return chosen or plain
 
 
-def read_labels(task: Task, labels: Path) -> tuple[Task, Cohort, bool]:
-    """Read the label table: the task with the column's own spelling, the cohort, whether it names patients.
+@dataclass(frozen=True)
+class Labels:
+    """One label table as a task reads it.
+
+    Attributes:
+        task: with `target` as the table spells it, and no `threshold` where the table holds classes already.
+        cohort: the slides that the task's scheme takes.
+        rows: of each of them, its whole row of the table.
+        has_patient_id: whether the table has that column.
+        names: slides of all rows.
+    """
+
+    task: Task
+    cohort: Cohort
+    rows: Mapping[str, Mapping[str, str]]
+    has_patient_id: bool
+    names: frozenset[str]
+
+
+def read_labels(task: Task, labels: Path, *, test: bool = False) -> Labels:
+    """Read a label table; with `test` that of an external test cohort.
 
     Raises:
-        CohortError: something is wrong with the table.
+        CohortError: something is wrong with the table, or the scheme takes none of its slides.
     """
     columns = read_columns(labels)
     target = find_column(task, list(columns))
-    cohort = read_cohort(labels, target, classes=task.classes, class_of=task.class_of(columns[target]))
-    return task.model_copy(update={"target": target}), cohort, "patient_id" in columns
+    class_of = task.class_of(columns[target])
+    table = {row["slide_id"]: row for row in read_label_table(labels)}
+    kept = _kept(task, table, labels, test=test)
+    cohort = read_cohort(labels, target, classes=task.classes, class_of=class_of)
+    unlabelled = tuple(slide_id for slide_id in cohort.unlabelled if slide_id in kept)
+    cohort = replace(cohort.only(kept), unlabelled=unlabelled)
+    threshold = task.threshold if task.cuts(columns[target]) else None
+    told = task.model_copy(update={"target": target, "threshold": threshold})
+    rows = {slide_id: table[slide_id] for slide_id in cohort.slide_ids}
+    return Labels(told, cohort, rows, "patient_id" in columns, frozenset(table))
 
 
 def gather_material(
@@ -111,6 +159,9 @@ def gather_material(
     allow_seen: bool = False,
 ) -> Material:  # fmt: skip
     """Bring the label table and the feature files of one encoder together; every bag is read once.
+
+    Of a task with an external test cohort both sides are brought together here: the slides of the label
+    table are of subset ``train``, those of `Scheme.test_labels` with features in `Scheme.test_run` ``test``.
 
     Args:
         run: the run folder.
@@ -122,31 +173,132 @@ def gather_material(
             caller sees to it that none of them is tested.
 
     Raises:
-        CohortError: something is wrong with the table, no slide of it has features, or a class is left empty.
+        CohortError: something is wrong with a table, no slide of it has features, or a class is left empty.
         FeatureFileError: files of different encoders or settings, or of random weights that were not allowed,
             or of an adapter that has seen these slides.
+        SplitError: a patient of the test cohort is one of those to train on.
     """
-    task, everyone, has_patient_id = read_labels(task, labels)
+    sides = [_gather_side(run, task, encoder, labels, test=False)]
+    if task.scheme.kind == "external":
+        test_run = RunFolder(task.scheme.test_run).require() if task.scheme.test_run else run
+        sides.append(_gather_side(test_run, task, encoder, task.scheme.test_labels or labels, test=True))
+        _check_apart(task, *sides)
+    readable = {slide_id: path for side in sides for slide_id, path in side.readable.items()}
+    store = BagStore(readable, allow_random_weights=allow_random_weights)
+    fingerprints, unreadable = _read_all(store, readable)
+    cohort = _one_cohort([side.labels.cohort for side in sides]).only(set(fingerprints))
+    if not allow_seen:
+        _refuse_seen(encoder, cohort, store)
+    others = [e for side in sides for e in side.exclusions if e.slide_id not in fingerprints]  # on no side
+    exclusions = [*dict.fromkeys(others), *unreadable]
+    exclusions += [Exclusion(slide_id, "no tile", "its feature file is empty") for slide_id in store.empty]
+    table = {one: row for side in sides for one, row in side.labels.rows.items() if one in fingerprints}
+    return Material(
+        sides[0].labels.task, _full_name(encoder, store), cohort, store, readable,
+        tuple(sorted(exclusions, key=lambda row: (row.reason, row.slide_id))),
+        all(side.labels.has_patient_id for side in sides), fingerprints, table,
+        subsets_of(task, cohort, table, sides[0].labels.cohort.patients),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One label table with the feature files of its slides."""
+
+    labels: Labels
+    readable: dict[str, Path]
+    exclusions: list[Exclusion]
+
+
+def _gather_side(run: RunFolder, task: Task, encoder: str, labels: Path, *, test: bool) -> _Side:
+    told = read_labels(task, labels, test=test)
     paths = {path.stem: path for path in sorted(run.features(encoder).glob("*.h5"))}
-    wanted = {slide_id: paths[slide_id] for slide_id in everyone.slide_ids if slide_id in paths}
+    wanted = {slide_id: paths[slide_id] for slide_id in told.cohort.slide_ids if slide_id in paths}
     if not wanted:
-        raise _no_overlap(labels, list(everyone.slide_ids), run.features(encoder), list(paths))
+        raise _no_overlap(labels, list(told.cohort.slide_ids), run.features(encoder), list(paths))
     readable, broken = _readable(wanted)
     if not readable:
         raise FeatureFileError(f"Reading features in {run.features(encoder)}: all are broken. {broken[0].detail}")
-    store = BagStore(readable, allow_random_weights=allow_random_weights)
-    fingerprints, unreadable = _read_all(store, readable)
-    cohort = everyone.only(set(fingerprints))
-    if not allow_seen:
-        _refuse_seen(encoder, cohort, store)
-    exclusions = [*broken, *unreadable, *_without_features(run, encoder, everyone, paths)]
-    exclusions += [Exclusion(slide_id, "no tile", "its feature file is empty") for slide_id in store.empty]
-    exclusions += _without_label(everyone, paths)
-    return Material(
-        task, _full_name(encoder, store), cohort, store, readable,
-        tuple(sorted(exclusions, key=lambda row: (row.reason, row.slide_id))),
-        has_patient_id, fingerprints,
-    )  # fmt: skip
+    without = [*_without_features(run, encoder, told.cohort, paths), *_without_label(told.cohort, paths, told.names)]
+    return _Side(told, readable, [*broken, *without])
+
+
+def _kept(task: Task, table: Mapping[str, Mapping[str, str]], labels: Path, *, test: bool) -> set[str]:
+    """Return the slides that the task's scheme takes from a table."""
+    wanted = task.scheme.test_keep if test else task.scheme.keep
+    header = list(next(iter(table.values())))
+    needed = [*wanted, *([task.scheme.column] if task.scheme.column else [])]
+    for column in needed:
+        if column not in header:
+            raise CohortError(
+                f"Choosing the slides of task {task.name}: {labels} has no column {column!r}."
+                f"{nearest_name(column, header)} Columns there are: {', '.join(header)}. "
+                "`wsi-dino cohort` writes tables that have what the shipped tasks need."
+            )
+    kept = {slide_id for slide_id, row in table.items() if task.scheme.takes(row, test=test)}
+    if not kept:
+        asked = "; ".join(f"{column} is {' or '.join(values)}" for column, values in wanted.items())
+        raise CohortError(f"Choosing the slides of task {task.name}: in no row of {labels} {asked}.")
+    return kept
+
+
+def _check_apart(task: Task, train: _Side, test: _Side) -> None:
+    """A slide or patient on both sides would leak."""
+    slides = sorted(set(train.labels.rows) & set(test.labels.rows))
+    patients = sorted(set(train.labels.cohort.patients) & set(test.labels.cohort.patients))
+    for kind, shared in (("slide", slides), ("patient", patients)):
+        if shared:
+            raise SplitError(
+                f"Testing task {task.name} on another cohort: {len(shared)} {kind}s stand in both it and the training "
+                f"table ({', '.join(shared[:_SHOWN])}). The result would leak; ids of different cohorts must differ."
+            )
+
+
+def _one_cohort(cohorts: Sequence[Cohort]) -> Cohort:
+    first = cohorts[0]
+    for other in cohorts[1:]:
+        if other.class_names != first.class_names:
+            raise CohortError(
+                f"Testing on another cohort: its classes of {other.target!r} are {', '.join(other.class_names)}, those "
+                f"to train on {', '.join(first.class_names)}. Name `classes:` in the task."
+            )
+    rows = tuple(row for cohort in cohorts for row in cohort.rows)
+    unlabelled = tuple(slide_id for cohort in cohorts for slide_id in cohort.unlabelled)
+    return Cohort(rows, first.class_names, first.target, unlabelled)
+
+
+def subsets_of(
+    task: Task, cohort: Cohort, table: Mapping[str, Mapping[str, str]], trained_on: Collection[str] = ()
+) -> dict[str, str]:
+    """Return the subset of each patient where the task's scheme fixes it, else nothing.
+
+    Args:
+        task: with the scheme.
+        cohort: slides that take part.
+        table: row of each slide in its label table.
+        trained_on: patients of the training table, where the scheme tests on another cohort.
+
+    Raises:
+        SplitError: a row names no subset, or a patient stands in two.
+    """
+    if task.scheme.kind == "external":
+        return {patient: "train" if patient in trained_on else "test" for patient in cohort.patients}
+    if task.scheme.kind == "k-fold":
+        return {}
+    subset_of: dict[str, str] = {}
+    for row in cohort.rows:
+        subset = table[row.slide_id][task.scheme.column].strip().lower()
+        if subset not in SUBSETS:
+            raise SplitError(
+                f"Splitting task {task.name} by column {task.scheme.column!r}: expected train, val or test, got "
+                f"{subset!r} for slide {row.slide_id}. Leave such slides out with `keep:` under `scheme:`."
+            )
+        if subset_of.setdefault(row.patient_id, subset) != subset:
+            raise SplitError(
+                f"Splitting task {task.name} by column {task.scheme.column!r}: patient {row.patient_id} stands in "
+                f"{subset_of[row.patient_id]} and {subset}. A patient belongs to one subset, or the result would leak."
+            )
+    return subset_of
 
 
 def _refuse_seen(encoder: str, cohort: Cohort, store: BagStore) -> None:
@@ -218,10 +370,10 @@ def _relative(row: Mapping[str, Any]) -> str:
     return reason.replace(f"{Path(path).parent}/", "") if path else reason
 
 
-def _without_label(cohort: Cohort, paths: Mapping[str, Path]) -> list[Exclusion]:
-    known = set(cohort.slide_ids) | set(cohort.unlabelled)
+def _without_label(cohort: Cohort, paths: Mapping[str, Path], table: Collection[str]) -> list[Exclusion]:
+    """Slides that the scheme leaves out have a row in `table` and are no loss to tell."""
     result = [Exclusion(slide_id, "no value for the target") for slide_id in cohort.unlabelled]
-    return result + [Exclusion(slide_id, "no row in the labels") for slide_id in paths if slide_id not in known]
+    return result + [Exclusion(slide_id, "no row in the labels") for slide_id in paths if slide_id not in table]
 
 
 def _no_overlap(labels: Path, labelled: list[str], folder: Path, with_features: list[str]) -> CohortError:

@@ -18,6 +18,10 @@ from wsi_dino.mil.material import Material
 from wsi_dino.provenance import environment, fingerprint
 
 _N_BINS = 10
+_PERMUTED = (
+    "THE LABELS WERE PERMUTED (seed {seed}): nothing here is a result. The interval of the AUC should hold 0.5; "
+    "where it does not in many more than one of twenty seeds, something leaks."
+)
 _POLICIES = {
     "youden-on-validation": "the cut with the greatest recall + specificity on the fold's validation slides",
     "f1-on-validation": "the cut with the greatest F1 on the fold's validation slides",
@@ -49,6 +53,7 @@ def build_metrics(
         "task": material.task.name,
         "encoder": material.encoder,
         "target": material.task.target,
+        "permuted_labels": material.permuted_labels,
         "classes": list(classes),
         "n_slides": len(material.cohort),
         "n_patients": len(material.cohort.patients),
@@ -56,6 +61,8 @@ def build_metrics(
         "summary": summary["summary"],
         "calibration": calibration_section(test_rows, classes),
         "cohort": cohort_section(material),
+        "scheme": material.task.scheme.model_dump(mode="json", exclude={"test_run", "test_labels"}),
+        "notes": list(material.notes),
         "protocol": {
             "threshold_policy": summary["threshold_policy"],
             "threshold_policy_text": _POLICIES.get(summary["threshold_policy"], summary["threshold_policy"]),
@@ -148,7 +155,8 @@ def caveats(
     evenness: Sequence[float], epochs_kept: Sequence[tuple[int, int]],
 ) -> list[str]:  # fmt: skip
     """Return what a reader must know before quoting the figures."""
-    return find_caveats(
+    permuted = [_PERMUTED.format(seed=material.permuted_labels)] if material.permuted_labels is not None else []
+    return permuted + find_caveats(
         Evidence(
             n_patients=len(material.cohort.patients),
             test_patients_of_class=[patients_of_class(material, fold.test) for fold in split],

@@ -60,6 +60,8 @@ def _settings(material: Material, metrics: Mapping[str, Any]) -> dict[str, str]:
         names = material.task.classes or ("", "")
         settings["cut of the target"] = f"{names[1]} at {material.task.threshold:g} and above"
     settings |= {f"counts as {name}": ", ".join(values) for name, values in material.task.merge.items()}
+    settings |= {f"only where {column}": " or ".join(kept) for column, kept in material.task.scheme.keep.items()}
+    settings |= {f"tested where {column}": " or ".join(kept) for column, kept in material.task.scheme.test_keep.items()}
     settings |= {
         "split": protocol["split_scheme"],
         "fingerprint of the split": provenance["split"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +10,21 @@ from typing import Any
 
 from wsi_dino.errors import ConfigError
 from wsi_dino.evaluation.cohort import Cohort
+from wsi_dino.evaluation.leaks import Finding
 from wsi_dino.evaluation.report import render_report
-from wsi_dino.evaluation.split import Split, make_folds, read_split, write_split
+from wsi_dino.evaluation.split import Split, make_folds, make_repeats, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
 from wsi_dino.mil.attention_file import SlideAttention, read_attention
-from wsi_dino.mil.cross_validation import FoldResult, summarise
+from wsi_dino.mil.centre_section import centre_section, centre_warning
+from wsi_dino.mil.cross_validation import FoldResult, summarise, test_predictions
 from wsi_dino.mil.examples import SlidePictures, choose_examples, make_example, render_heatmaps
 from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, learn_fold
+from wsi_dino.mil.leak_check import check_material
 from wsi_dino.mil.material import Material
 from wsi_dino.mil.metrics_file import build_metrics
 from wsi_dino.mil.report_content import Telling, report_input
+from wsi_dino.mil.statistics_section import statistics_section
+from wsi_dino.mil.tasks import Task
 from wsi_dino.provenance import fingerprint, remove_stale_temporaries, without_nan, write_json_atomically
 from wsi_dino.provenance import write_text_atomically as write_text
 from wsi_dino.run_folder import RunFolder
@@ -36,23 +41,25 @@ class MilRequest:
 
     Attributes:
         learning: how each fold is learnt.
-        folds: how many; not used with `splits`.
+        folds: how many; None = what the task's scheme says, or 5; not used with `splits`.
         seed: of the split and the bootstrap (that of training is in `learning.spec`).
         splits: table of folds to use instead.
         n_resamples: of the bootstrap.
         heatmaps: for how many held-out slides, those with the highest score first.
         with_report: write report.html.
         telling: what the report says besides the results.
+        seeds: models of a scheme with a fixed test set; None = what the scheme says.
     """
 
     learning: Learning
-    folds: int = 5
+    folds: int | None = 5
     seed: int = 0
     splits: Path | None = None
     n_resamples: int = 2000
     heatmaps: int = 0
     with_report: bool = True
     telling: Telling = field(default_factory=Telling)
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,25 +86,32 @@ def _no_bar(title: str, unit: str) -> Iterator[Report]:
     yield lambda *_, **__: None
 
 
-def make_split(cohort: Cohort, left_out: bool, request: MilRequest) -> Split:
+def make_split(task: Task, cohort: Cohort, subset_of: Mapping[str, str], left_out: bool, request: MilRequest) -> Split:
     """Deal the patients into folds, or read how they are to be dealt.
 
     Args:
+        task: names the scheme.
         cohort: the slides that take part.
+        subset_of: subset of each patient where the scheme fixes it; else empty.
         left_out: whether labelled slides take no part; their patients may stand in a published split.
         request: how.
 
     Raises:
         SplitError: too few patients of a class, or the table does not fit.
     """
+    if request.splits is None and subset_of:
+        scheme, n = task.scheme, request.seeds or task.scheme.seeds
+        what = f"column {scheme.column}" if scheme.kind == "fixed" else "trained here, tested on another cohort"
+        return make_repeats(cohort, subset_of, n, request.seed, what)
     if request.splits is None:
-        return make_folds(cohort, request.folds, request.seed)
+        return make_folds(cohort, request.folds or task.scheme.folds or 5, request.seed)
     return read_split(request.splits, cohort, ignore_unknown=left_out)
 
 
 def run_mil(
     run: RunFolder, material: Material, request: MilRequest, *, pictures: SlidePictures | None = None,
-    bars: Bars = _no_bar, split: Split | None = None, of_fold: OfFold | None = None,
+    bars: Bars = _no_bar, say: Callable[[str], None] = lambda _: None, split: Split | None = None,
+    of_fold: OfFold | None = None,
 ) -> MilOutcome:  # fmt: skip
     """Cross-validate a task and write everything about it to ``RUN/mil/TASK/ENCODER``.
 
@@ -110,6 +124,7 @@ def run_mil(
         request: what is asked.
         pictures: reads slides for report and heatmaps; without it the report has no pictures.
         bars: opens a progress bar by title and unit.
+        say: tells at the start what the leak check has found.
         split: the folds; None to make them as `request` says.
         of_fold: gives the slides and features of one fold by its number, where folds have their own.
 
@@ -117,8 +132,10 @@ def run_mil(
         SplitError, CohortError, FeatureFileError: the input cannot be used.
         StorageError: the disk is full or the folder cannot be written.
     """
-    split = split or make_split(material.cohort, bool(material.labelled_left_out), request)
+    left_out = bool(material.labelled_left_out)
+    split = split or make_split(material.task, material.cohort, material.subset_of, left_out, request)
     of_fold = of_fold or (lambda number: material)
+    leaks = _check_leaks(run, material, split, bars, say)
     folder = run.mil(material.task.name, material.encoder)
     files = FoldFiles(folder)
     items = [fold_item(of_fold(number), fold, number, request.learning) for number, fold in enumerate(split)]
@@ -132,12 +149,32 @@ def run_mil(
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
     summary = summarise(results, material.cohort.class_names, n_resamples=request.n_resamples, seed=request.seed)
-    metrics = without_nan(build_metrics(material, split, request.learning, results, summary, evenness, identity))
+    metrics = build_metrics(material, split, request.learning, results, summary, evenness, identity)
+    held_out = [test_predictions(result, material.cohort.class_names) for result in results]
+    centres = centre_section(material, split, results, n_resamples=request.n_resamples, seed=request.seed)
+    told = [finding.text for finding in sorted(leaks, key=lambda finding: not finding.is_grave)]
+    metrics["warnings"] = [*told, *metrics["warnings"], *centre_warning(centres)]
+    metrics |= {"leaks": [finding.to_record() for finding in leaks], "centres": centres}
+    metrics = without_nan(
+        metrics
+        | statistics_section(held_out, metrics["calibration"], n_resamples=request.n_resamples, seed=request.seed)
+    )
     files.remove_others({folder / name for row in rows for name in row["files"]})
     missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars)
     run.write_row("mil", f"{material.task.name}-{material.encoder}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
     return MilOutcome(folder, metrics, queue.n_reused, missing, report)
+
+
+def _check_leaks(
+    run: RunFolder, material: Material, split: Split, bars: Bars, say: Callable[[str], None]
+) -> list[Finding]:
+    other = material.task.scheme.test_run
+    with bars("leak check", "pictures") as progress:
+        leaks = check_material(material, split, [run, *([RunFolder(other)] if other else [])], progress)
+    for finding in leaks:
+        say(f"leak check: {finding.text}")
+    return leaks
 
 
 def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> None:

@@ -5,14 +5,65 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsi_dino.errors import CohortError, ConfigError, nearest_name
 
 _CONFIGS = "wsi_dino.configs"
+_ALL = "all-"
+Keep = dict[str, tuple[str, ...]]
+
+
+class Scheme(BaseModel):
+    """Which slides of the tables take part in a task, and how their patients are dealt.
+
+    Attributes:
+        kind: ``k-fold`` tests each patient once; ``fixed`` takes the partition that `column` states and
+            trains `seeds` models on it; ``external`` trains `seeds` models on the label table and tests all
+            of them on another cohort.
+        folds: of ``k-fold``; None = what is asked for elsewhere.
+        seeds: models of ``fixed`` and ``external``; each draws its validation patients and weights anew.
+        column: of ``fixed``: the column of the label table that says train, test and, optionally, val.
+        keep: for columns of the label table the values of the slides that take part; whatever their case.
+        test_keep: the same for the table of the test cohort of ``external``.
+        test_run: run that holds the test cohort's features; None = the same run.
+        test_labels: label table of the test cohort; None = the same table.
+
+    Examples:
+        >>> Scheme(keep={"official": ("test",)}).takes({"official": "Test"}, test=False)
+        True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["k-fold", "fixed", "external"] = "k-fold"
+    folds: int | None = Field(default=None, ge=2)
+    seeds: int = Field(default=5, ge=1)
+    column: str = ""
+    keep: Keep = {}
+    test_keep: Keep = {}
+    test_run: Path | None = None
+    test_labels: Path | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Scheme:
+        belongs = {"folds": "k-fold", "column": "fixed", "seeds": "fixed external"}
+        belongs |= dict.fromkeys(("test_keep", "test_run", "test_labels"), "external")
+        for name, kinds in belongs.items():
+            if name in self.model_fields_set and getattr(self, name) and self.kind not in kinds.split():
+                raise ValueError(f"{name} belongs to kind {kinds.replace(' ', ' or ')}, this one is {self.kind}")
+        if self.kind == "fixed" and not self.column:
+            raise ValueError("kind fixed needs `column`: the column of the label table that says train or test")
+        return self
+
+    def takes(self, row: Mapping[str, str], *, test: bool) -> bool:
+        """Return whether a row of the label table (or of that of the test cohort) takes part."""
+        wanted = self.test_keep if test else self.keep
+        return all(row[column].strip().lower() in map(str.lower, values) for column, values in wanted.items())
 
 
 class Task(BaseModel):
@@ -24,6 +75,7 @@ class Task(BaseModel):
         classes: class names in order, the negative one first; None = found in the table.
         merge: for each class the values of the table that count as it besides its own name.
         threshold: for a target of numbers: a value at or above it is of the second class.
+        scheme: which slides take part, and how their patients are dealt.
         description: one line for people.
 
     Examples:
@@ -39,6 +91,7 @@ class Task(BaseModel):
     classes: tuple[str, ...] | None = None
     merge: dict[str, tuple[str, ...]] = {}
     threshold: float | None = None
+    scheme: Scheme = Scheme()
     description: str = ""
 
     @model_validator(mode="after")
@@ -65,6 +118,10 @@ class Task(BaseModel):
         merged = {value.strip().lower(): name for name, members in self.merge.items() for value in members}
         result = {value: merged[value.strip().lower()] for value in values if value.strip().lower() in merged}
         return result | self._by_threshold(values)
+
+    def cuts(self, values: Iterable[str]) -> bool:
+        """Return whether the threshold makes the classes: not where the table holds classes already."""
+        return bool(self._by_threshold(list(values)))
 
     def _by_threshold(self, values: Sequence[str]) -> dict[str, str]:
         if self.threshold is None or self.classes is None:
@@ -106,7 +163,8 @@ def make_task(name: str, content: Mapping[str, Any]) -> Task:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        near = nearest_name(place, Task.model_fields)
+        fields = Scheme.model_fields if place.startswith("scheme.") else Task.model_fields
+        near = nearest_name(place.removeprefix("scheme."), fields)
         raise ConfigError(f"Reading task {name}: {place}: {first['msg']}.{near}".replace(": :", ":")) from error
 
 
@@ -138,6 +196,30 @@ def find_task(name: str | None, target: str | None, own: Mapping[str, Mapping[st
             "Others are defined under `tasks:` in wsi-dino.yaml, or by --target COLUMN."
         )
     return task if target is None else task.model_copy(update={"target": target})
+
+
+def expand_task(name: str, own: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the tasks that a name stands for: ``all-bcnb`` is every task whose name begins with ``bcnb-``.
+
+    A task that is itself called so wins.
+
+    Examples:
+        >>> expand_task("all-bcnb", {})
+        ['bcnb-aln', 'bcnb-er', 'bcnb-her2', 'bcnb-ki67', 'bcnb-pr']
+        >>> expand_task("bcnb-er", {})
+        ['bcnb-er']
+    """
+    if not name.startswith(_ALL) or name in own:
+        return [name]
+    known = sorted({*own, *shipped_tasks()})
+    members = [task for task in known if task.startswith(f"{name.removeprefix(_ALL)}-")]
+    if not members:
+        groups = sorted({f"{_ALL}{task.partition('-')[0]}" for task in known if "-" in task})
+        raise ConfigError(
+            f"There is no task whose name begins with {name.removeprefix(_ALL)!r} and a dash, as {name} asks."
+            f"{nearest_name(name, groups)} Groups there are: {', '.join(groups)}."
+        )
+    return members
 
 
 def find_column(task: Task, header: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of a run's slides for `mil`; where `pathology` and `mil` meet."""
+"""Pictures of a run's slides, where their files still are."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class RunPictures:
     """Pictures of a run's slides for the report and heatmaps; a slide that is gone is said, not fatal.
 
     Args:
-        run: the run whose stage `tile` knows where the slides lie.
+        runs: those whose stage `tile` knows where the slides lie.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
+    def __init__(self, *runs: RunFolder) -> None:
+        self._runs = runs
 
     def tiles(self, slide_id: str, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int]) -> list[np.ndarray]:
         """Return small pictures of tiles."""
@@ -45,7 +45,9 @@ class RunPictures:
         write_heatmap(path, slide, attention.attention_weights, attention.coords, footprint, title=title)
 
     def _path(self, slide_id: str) -> Path:
-        stated = (self._run.read_row("tile", slide_id) or {}).get("path")
+        stated = next(
+            (row["path"] for run in self._runs if (row := run.read_row("tile", slide_id) or {}).get("path")), ""
+        )
         if not stated:
             raise SlideError(f"The run does not know the slide file of {slide_id}: it was not tiled here.")
         path = Path(stated)
