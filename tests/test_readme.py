@@ -59,8 +59,8 @@ def test_every_listed_encoder_is_registered_with_its_dimension() -> None:
         assert (known[name].embed_dim, known[name].licence) == (dim, licence)
     table = _README[_README.index("## Encoders") : _README.index("## Honest limits")]
     named = set(re.findall(r"`([a-z0-9-]+)`", table)) - {"timm"}
-    assert named - set(known) == set()
-    assert {name for name in known if name not in table} == set()
+    assert named
+    assert named - set(known) == set()  # docs/encoders.md has all of them, held by a test of its own
 
 
 def test_options_in_the_text_exist(tmp_path: Path) -> None:
