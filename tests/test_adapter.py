@@ -147,6 +147,36 @@ def test_convolutional_encoders_are_refused_with_the_reason(name: str) -> None:
         add_adapter(backbone, record, AdapterSpec())
 
 
+class OfTorch(Backbone):
+    """A block of torch's own fused attention, as open_clip's ViTs have, and a pooler that is no block."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 32, 16, 16)
+        self.attn = nn.MultiheadAttention(32, 4, batch_first=batch_first)
+        self.pooler = nn.ModuleDict({"attn": nn.MultiheadAttention(32, 4, batch_first=batch_first)})
+
+    def vectors(self, pixels: Tensor, pooling: str) -> Tensor:
+        tokens = self.embed(pixels).flatten(2).transpose(1, 2)
+        tokens = tokens if self.attn.batch_first else tokens.transpose(0, 1)
+        for attention in (self.attn, self.pooler["attn"]):
+            tokens = tokens + attention(tokens, tokens, tokens, need_weights=False)[0]
+        return tokens.mean(1 if self.attn.batch_first else 0)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_fused_attention_is_split_into_the_same_function(tmp_path: Path, batch_first: bool) -> None:
+    record = get_record(TINY)
+    torch.manual_seed(0)
+    network = OfTorch(batch_first).eval().requires_grad_(False)
+    pixels = torch.randn(2, 3, SIDE_PX, SIDE_PX)
+    before = network.vectors(pixels, "mean")
+    assert add_adapter(network, record, AdapterSpec()) == ("attn.qkv", "attn.proj")
+    torch.testing.assert_close(network.vectors(pixels, "mean"), before, rtol=1e-5, atol=1e-6)
+    network.vectors(pixels, "mean").sum().backward()
+    assert all(value.grad is not None for value in adapter_parameters(network).values())
+
+
 # --- learning -----------------------------------------------------------------------------------
 
 

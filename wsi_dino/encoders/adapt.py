@@ -265,6 +265,9 @@ class AdaptedNetwork:
         precision: str = "fp32", images_at_once: int = 32,
     ) -> None:  # fmt: skip
         backbone.fit_to(input_px)
+        learnt = adapter_parameters(backbone)
+        for name, value in backbone.named_parameters():  # fitting may have made new tables
+            value.requires_grad_(name in learnt and value.requires_grad)
         self.backbone, self.device = backbone.eval().to(device), device
         self._record, self._pooling, self._input_px, self._at_once = record, pooling, input_px, images_at_once
         self._rounds = precision == "bf16"

@@ -11,6 +11,7 @@ from wsi_dino.encoders.adapter import Adapter, AdapterSpec, Target
 from wsi_dino.encoders.backbone import Backbone
 from wsi_dino.encoders.extras import require_extra
 from wsi_dino.encoders.record import EncoderSpec
+from wsi_dino.encoders.split_attention import split_attentions
 from wsi_dino.encoders.torchvision_guard import ensure_torchvision
 from wsi_dino.errors import EncoderError, WeightsError
 
@@ -38,7 +39,7 @@ def lora_modules(backbone: Backbone, record: EncoderSpec, targets: Sequence[Targ
         if isinstance(module, nn.Linear) and wanted & set(name.split(".")[:-1]) and not _lies_below(name, opaque)
     )
     if not found:
-        raise EncoderError(_why_none(backbone, record, targets, bool(opaque)))
+        raise EncoderError(_why_none(backbone, record, targets))
     return found
 
 
@@ -46,10 +47,8 @@ def _lies_below(name: str, parents: Sequence[str]) -> bool:
     return any(name.startswith(f"{parent}.") for parent in parents)
 
 
-def _why_none(backbone: Backbone, record: EncoderSpec, targets: Sequence[Target], opaque: bool) -> str:
-    if opaque and "mlp" not in targets:
-        why = "its attention is torch's fused one, whose projections cannot be adapted; its MLP can be (target mlp)"
-    elif backbone.is_convolutional or any(isinstance(module, nn.Conv2d) for module in backbone.modules()):
+def _why_none(backbone: Backbone, record: EncoderSpec, targets: Sequence[Target]) -> str:
+    if backbone.is_convolutional or any(isinstance(module, nn.Conv2d) for module in backbone.modules()):
         why = (
             f"its network ({record.architecture}) has no {' or '.join(targets)} layer. LoRA is for vision "
             "transformers, a convolutional encoder has none: choose a ViT such as dinov3-s"
@@ -78,6 +77,7 @@ def add_adapter(backbone: Backbone, record: EncoderSpec, spec: AdapterSpec, *, s
     """
     ensure_torchvision()  # peft imports transformers, which imports torchvision
     peft = require_extra("peft", "lora", f"{record.name}, to be adapted")
+    split_attentions(backbone)
     modules = lora_modules(backbone, record, spec.targets)
     for module in backbone.modules():
         # BEiT's and EVA's attention passes over the layer itself to add its biases, and with it over the adapter.
@@ -114,6 +114,7 @@ def merge_adapter(backbone: Backbone, adapter: Adapter) -> None:
     Raises:
         WeightsError: a tensor is missing, unknown or of another shape.
     """
+    split_attentions(backbone)
     tensors = adapter.tensors()
     for name in adapter.record.modules:
         down, up = (tensors.pop(f"{_PREFIX}{name}.{part}.weight", None) for part in ("lora_A", "lora_B"))
