@@ -12,7 +12,7 @@ import pytest
 from wsi_dino.cli.app import main
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.record_table import markdown_page, short_rows
-from wsi_dino.encoders.registry import builtin_records, name_patterns
+from wsi_dino.encoders.registry import builtin_records, get_record, name_patterns
 
 _PAGE = Path(__file__).resolve().parent.parent / "docs" / "encoders.md"
 
@@ -74,3 +74,11 @@ def test_listing_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_only_tells_of_an_encoder_does_not_decide_its_vectors() -> None:
+    record = get_record("dinov3-s")
+    told = record.model_copy(update={"notes": "another", "licence": "another", "parameters_m": 1.0, "paper": "x"})
+    assert told.deciding() == record.deciding()
+    for change in ({"mean": (0.5, 0.5, 0.5)}, {"interpolation": "bilinear"}, {"n_prefix_tokens": 1}):
+        assert record.model_copy(update=change).deciding() != record.deciding()

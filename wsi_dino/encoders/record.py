@@ -10,6 +10,12 @@ Pooling = Literal["cls", "mean", "cls+mean", "avg", "attention", "projected", "p
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+_DECIDING = (
+    "name", "family", "architecture", "architecture_options", "patch_size", "n_prefix_tokens", "mean", "std",
+    "interpolation", "crop_fraction",
+)  # fmt: skip
+
+
 class EncoderSpec(BaseModel):
     """The record of one encoder; readable without torch.
 
@@ -102,6 +108,13 @@ class EncoderSpec(BaseModel):
             return True
         within = 0 < input_px <= (self.max_input_px or input_px)
         return within and self.input_multiple_px is not None and input_px % self.input_multiple_px == 0
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the fields that decide a vector, as plain values; the others only tell of the encoder.
+
+        A corrected note or licence must not make anybody embed their slides again.
+        """
+        return self.model_dump(mode="json", include=set(_DECIDING))
 
     def dim_of(self, pooling: str) -> int:
         """Return the length of the vector for one of `poolings`.

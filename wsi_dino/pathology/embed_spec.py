@@ -107,7 +107,7 @@ class EncoderTask:
         """
         identity = self.encoder.identity()
         asked = {key: identity.get(key) for key in _ASKED_KEYS}
-        return fingerprint(_FORMAT, self.encoder.spec, asked, self.spec, tiles_sha256)
+        return fingerprint(_FORMAT, self.encoder.spec.deciding(), asked, self.spec, tiles_sha256)
 
 
 def feature_path(run: RunFolder, encoder: str, slide_id: str) -> Path:
