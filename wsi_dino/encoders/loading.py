@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_dino.encoders.adapter import Adapter, read_adapter
+from wsi_dino.encoders.bundle_manifest import read_manifest
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import family_of, get_record
-from wsi_dino.encoders.weights import WeightsFile, locate_weights, verified_sha256
+from wsi_dino.encoders.weights import WeightsFile, bundle_folder, locate_weights, verified_sha256
 from wsi_dino.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None
     family = family_of(record)
     if hasattr(family, "load"):
         network, sha256, source = family.load(record, weights, weights_dir)
-        return LoadedBackbone(record, network, sha256, source, record.revision)
+        return LoadedBackbone(record, network, sha256, source, record.revision or _bundled(record, weights_dir))
     if hasattr(family, "locate"):
         found: WeightsFile = family.locate(record, weights, weights_dir)
     else:
@@ -166,6 +167,13 @@ def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None
     # A second run finds in the cache what the first fetched: both must write the same.
     source = "hub" if found.source == "cache" else found.source
     return LoadedBackbone(record, backbone, sha256, source, found.revision)
+
+
+def _bundled(record: EncoderSpec, weights_dir: Path | None) -> str | None:
+    """Return the revision of a bundle of `record`, or None."""
+    place = bundle_folder(record, weights_dir)
+    manifest = None if place is None else read_manifest(place)
+    return None if manifest is None else manifest.revision
 
 
 def packaged_weights(record: EncoderSpec) -> Path | None:
