@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from wsi_dino.encoders.loading import load_backbone, load_encoder
 from wsi_dino.encoders.registry import get_record, records
+from wsi_dino.errors import WeightsError
 
 NAME = "timm/test_vit.r160_in1k"
 _RESNET = "timm/test_resnet.r160_in1k"
@@ -339,6 +340,8 @@ def test_networks_of_several_files_are_fetched_and_bundled_whole(
     config.write_text(config.read_text() + " ")
     verified = run_command(tmp_path, "weights", "verify", name, "--weights-dir", "bundle", "--json")
     assert "config.json has the wrong checksum" in _row(verified)["reason"]
+    with pytest.raises(WeightsError, match=r"config\.json has the wrong checksum"):
+        load_encoder(name, device="cpu", precision="fp32", weights_dir=tmp_path / "bundle")
     assert hub.asked == []
 
 

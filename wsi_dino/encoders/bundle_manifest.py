@@ -52,6 +52,10 @@ class BundleManifest(BaseModel):
                 raise ValueError("must be a path inside the folder")
         return files
 
+    def digests(self, folder: Path) -> dict[Path, str]:
+        """Return the SHA-256 that each file must have, the weights first; `folder` is the manifest's."""
+        return {folder / name: digest for name, digest in {self.file: self.sha256, **self.companions}.items()}
+
 
 def folder_name(encoder: str) -> str:
     """Return the name of an encoder's folder in a folder of weights; it may lie on any kind of disk.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from wsi_dino.encoders.bundle_manifest import BundleManifest, read_manifest
+from wsi_dino.encoders.bundle_manifest import read_manifest
 from wsi_dino.encoders.hub import Progress
 from wsi_dino.encoders.loading import packaged_weights
 from wsi_dino.encoders.record import EncoderSpec
@@ -43,7 +43,7 @@ def _as_bundled(record: EncoderSpec, files: Files, weights_dir: Path | None) -> 
     manifest = None if place is None else read_manifest(place)
     if place is None or manifest is None:
         return files
-    expected = expected_of(manifest, place)
+    expected = manifest.digests(place)
     return tuple(
         replace(one, revision=manifest.revision, sha256=expected[one.path]) if one.path in expected else one
         for one in files
@@ -71,9 +71,3 @@ def fetch_files(record: EncoderSpec, progress: Progress | None = None) -> Files:
 def is_its_own_file(record: EncoderSpec) -> bool:
     """Return whether the encoder is a file that its name names, such as ``onnx/FILE``."""
     return record.source.startswith("file:") and hasattr(family_of(record), "load")
-
-
-def expected_of(manifest: BundleManifest, folder: Path) -> dict[Path, str]:
-    """Return the SHA-256 that each file of a bundle in `folder` must have."""
-    digests = {manifest.file: manifest.sha256, **manifest.companions}
-    return {folder / name: digest for name, digest in digests.items()}
