@@ -97,7 +97,7 @@ def test_imported_packages_are_declared(project: dict[str, Any]) -> None:
     distributions = {
         "cv2": "opencv-python", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml",
         "openslide": "openslide-python", "click": "typer", "wsi_dino": "wsi_dino", "scipy": "scikit-learn",
-        "tqdm": "huggingface_hub", "markupsafe": "jinja2",
+        "tqdm": "huggingface_hub", "markupsafe": "jinja2", "open_clip": "open_clip_torch",
     }  # fmt: skip
     for top in ("wsi_dino", "cli"):
         for path in (_REPOSITORY / top).rglob("*.py"):
