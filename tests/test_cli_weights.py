@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from wsi_dino.encoders.loading import load_backbone, load_encoder
 from wsi_dino.encoders.registry import get_record, records
+from wsi_dino.errors import WeightsError
 
 NAME = "timm/test_vit.r160_in1k"
 _RESNET = "timm/test_resnet.r160_in1k"
@@ -298,6 +299,62 @@ def test_a_bundle_gives_the_same_vectors_on_a_machine_without_a_network(
     assert {(row["where"], row["is_sha256_known"]) for row in status} == {("file", True)}
     verified = run_command(tmp_path, "weights", "verify", "--weights-dir", "bundle", "--json").json["rows"]
     assert {row["encoder"] for row in verified if "bundle" in row["compared_with"]} == set(names)
+
+
+def _publish_transformers(hub: LocalHub, folder: Path, **options: Any) -> str:
+    """Publish a small network of transformers; return its name as an encoder."""
+    transformers = pytest.importorskip("transformers", reason="the extra `transformers` is not installed")
+    settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    network = transformers.ViTModel(transformers.ViTConfig(image_size=64, **settings))
+    network.save_pretrained(folder, **options)
+    size = {"size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.2] * 3, "do_normalize": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.repositories["somebody/tiny-vit"] = Repository(files)
+    return "hf/somebody/tiny-vit"
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}], ids=["one file", "parts"])
+def test_networks_of_several_files_are_fetched_and_bundled_whole(
+    tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    name = _publish_transformers(hub, tmp_path / "published", **options)
+    unseen = _row(run_command(tmp_path, "weights", "status", name, "--json"))
+    assert (unseen["where"], unseen["to_do"]) == ("hub", f"wsi-dino weights fetch {name}")
+    assert hub.asked == []
+    assert _row(run_command(tmp_path, "weights", "fetch", name, "--json"))["status"] == "fetched"
+    assert _row(run_command(tmp_path, "weights", "status", name, "--json"))["where"] == "cache"
+    before = load_encoder(name, device="cpu", precision="fp32")
+    ran = run_command(tmp_path, "weights", "bundle", name, "--to", "bundle", "--json")
+    assert (ran.code, _row(ran)["revision"]) == (0, "c" * 40)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("WSI_DINO_OFFLINE", "1")
+    del hub.asked[:]
+    there = load_encoder(name, device="cpu", precision="fp32", weights_dir=tmp_path / "bundle")
+    np.testing.assert_array_equal(there.embed(_tiles(64)), before.embed(_tiles(64)))
+    assert (there.weights_sha256, there.weights_revision) == (before.weights_sha256, before.weights_revision)
+    verified = run_command(tmp_path, "weights", "verify", name, "--weights-dir", "bundle", "--json")
+    assert (verified.code, _row(verified)["compared_with"]) == (0, ["bundle"])
+    config = tmp_path / "bundle" / name.replace("/", "__") / "config.json"
+    config.write_text(config.read_text() + " ")
+    verified = run_command(tmp_path, "weights", "verify", name, "--weights-dir", "bundle", "--json")
+    assert "config.json has the wrong checksum" in _row(verified)["reason"]
+    with pytest.raises(WeightsError, match=r"config\.json has the wrong checksum"):
+        load_encoder(name, device="cpu", precision="fp32", weights_dir=tmp_path / "bundle")
+    assert hub.asked == []
+
+
+def test_an_onnx_file_is_its_own_bundle(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
+    torch.onnx.export(network, (torch.zeros(1, 3, 16, 16),), tmp_path / "a.onnx", dynamo=False)
+    (tmp_path / "a.onnx.json").write_text(json.dumps({"mean": [0.5] * 3, "std": [0.5] * 3}))
+    assert _row(run_command(tmp_path, "weights", "status", "onnx/a.onnx", "--json"))["where"] == "file"
+    assert _row(run_command(tmp_path, "weights", "verify", "onnx/a.onnx", "--json"))["fits"]
+    refused = run_command(tmp_path, "weights", "bundle", "onnx/a.onnx", "--to", "bundle", "--json")
+    assert refused.code == 1
+    assert "it is the file a.onnx itself" in _row(refused)["reason"]
 
 
 def test_a_bundle_says_what_it_is_and_under_which_terms(tmp_path: Path, hub: LocalHub, content: bytes) -> None:

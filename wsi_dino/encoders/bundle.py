@@ -9,7 +9,7 @@ from wsi_dino.encoders.bundle_manifest import MANIFEST_FILE, BundleManifest, fol
 from wsi_dino.encoders.file_digests import remembered_sha256
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.weights_check import verify_weights
-from wsi_dino.encoders.weights_files import Files, expected_of, is_its_own_file
+from wsi_dino.encoders.weights_files import Files, is_its_own_file
 from wsi_dino.errors import WeightsError
 from wsi_dino.provenance import file_sha256, write_atomically, write_json_atomically
 
@@ -36,7 +36,7 @@ def bundle_weights(record: EncoderSpec, files: Files, folder: Path, weights: Pat
     verify_weights(record, files, weights=weights)
     manifest = _manifest(record, files)
     place = folder / folder_name(record.name)
-    for one, (target, sha256) in zip(files, expected_of(manifest, place).items(), strict=True):
+    for one, (target, sha256) in zip(files, manifest.digests(place).items(), strict=True):
         if not target.is_file() or file_sha256(target) != sha256:
             _copy(one.path, target, sha256)
     write_json_atomically(place / MANIFEST_FILE, manifest)

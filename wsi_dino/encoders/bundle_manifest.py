@@ -52,15 +52,19 @@ class BundleManifest(BaseModel):
                 raise ValueError("must be a path inside the folder")
         return files
 
+    def digests(self, folder: Path) -> dict[Path, str]:
+        """Return the SHA-256 that each file must have, the weights first; `folder` is the manifest's."""
+        return {folder / name: digest for name, digest in {self.file: self.sha256, **self.companions}.items()}
+
 
 def folder_name(encoder: str) -> str:
-    """Return the name of an encoder's folder in a folder of weights.
+    """Return the name of an encoder's folder in a folder of weights; it may lie on any kind of disk.
 
     Examples:
-        >>> folder_name("timm/vit_tiny_patch16_224")
-        'timm__vit_tiny_patch16_224'
+        >>> folder_name("timm/vit_tiny_patch16_224"), folder_name("openclip/ViT-B-32:openai")
+        ('timm__vit_tiny_patch16_224', 'openclip__ViT-B-32__openai')
     """
-    return encoder.replace("/", "__")
+    return encoder.replace("/", "__").replace(":", "__")
 
 
 def read_manifest(folder: Path) -> BundleManifest | None:

@@ -51,8 +51,9 @@ def candidate_formats(
     """Return the number formats to try in this order; the last one of ``"auto"`` is always right.
 
     ``"auto"`` takes bf16 where device, runtime and encoder do it well, else fp16 on a GPU, else fp32;
-    convolutions, which need more digits than bf16 has, take fp16 first where they may. A convolutional network in bf16 on a CPU needs torch's convolution with an fp32 bias, without which its
-    vectors fall to a cosine of 0.997. int8 is taken only when it is asked for.
+    convolutions, which need more digits than bf16 has, take fp16 first where they may. A convolutional
+    network in bf16 on a CPU needs torch's convolution with an fp32 bias, without which its vectors fall to a
+    cosine of 0.997. int8 is taken only when it is asked for.
 
     Raises:
         EncoderError: the format is unknown to the runtime, unsafe for the encoder, or fp16 was asked of

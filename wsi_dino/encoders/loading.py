@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_dino.encoders.adapter import Adapter, read_adapter
+from wsi_dino.encoders.bundle_manifest import read_manifest
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import family_of, get_record
-from wsi_dino.encoders.weights import WeightsFile, locate_weights, verified_sha256
+from wsi_dino.encoders.weights import WeightsFile, bundle_folder, locate_weights, verified_sha256
 from wsi_dino.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -152,8 +153,9 @@ def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | Non
 def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> LoadedBackbone:
     family = family_of(record)
     if hasattr(family, "load"):
+        bundled = None if weights is not None else _bundled_revision(record, weights_dir)
         network, sha256, source = family.load(record, weights, weights_dir)
-        return LoadedBackbone(record, network, sha256, source, record.revision)
+        return LoadedBackbone(record, network, sha256, source, record.revision or bundled)
     if hasattr(family, "locate"):
         found: WeightsFile = family.locate(record, weights, weights_dir)
     else:
@@ -166,6 +168,17 @@ def _trained(record: EncoderSpec, weights: Path | None, weights_dir: Path | None
     # A second run finds in the cache what the first fetched: both must write the same.
     source = "hub" if found.source == "cache" else found.source
     return LoadedBackbone(record, backbone, sha256, source, found.revision)
+
+
+def _bundled_revision(record: EncoderSpec, weights_dir: Path | None) -> str | None:
+    """Return the revision of a bundle of `record` after checking its files, or None where there is no bundle."""
+    place = bundle_folder(record, weights_dir)
+    manifest = None if place is None else read_manifest(place)
+    if place is None or manifest is None:
+        return None
+    for path, sha256 in manifest.digests(place).items():
+        verified_sha256(record, WeightsFile(path, "file", sha256=sha256))
+    return manifest.revision
 
 
 def packaged_weights(record: EncoderSpec) -> Path | None:

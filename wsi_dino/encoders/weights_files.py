@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from wsi_dino.encoders.bundle_manifest import BundleManifest
+from wsi_dino.encoders.bundle_manifest import read_manifest
 from wsi_dino.encoders.hub import Progress
 from wsi_dino.encoders.loading import packaged_weights
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import family_of
-from wsi_dino.encoders.weights import WeightsFile, fetch_weights, find_weights
+from wsi_dino.encoders.weights import WeightsFile, bundle_folder, fetch_weights, find_weights
 
 Files = tuple[WeightsFile, ...]
 
@@ -28,12 +29,25 @@ def find_files(record: EncoderSpec, weights: Path | None = None, weights_dir: Pa
     family = family_of(record)
     if hasattr(family, "find_files"):
         found: Files = family.find_files(record, weights, weights_dir)
-        return found
+        return found if weights is not None else _as_bundled(record, found, weights_dir)
     if is_its_own_file(record):
         path = Path(record.source.removeprefix("file:"))
         return (WeightsFile(path, "file"),) if path.is_file() else ()
     one = find_weights(record, packaged=packaged_weights(record), weights=weights, weights_dir=weights_dir)
     return () if one is None else (one,)
+
+
+def _as_bundled(record: EncoderSpec, files: Files, weights_dir: Path | None) -> Files:
+    """Add what the manifest says where `files` lie in a bundle."""
+    place = bundle_folder(record, weights_dir)
+    manifest = None if place is None else read_manifest(place)
+    if place is None or manifest is None:
+        return files
+    expected = manifest.digests(place)
+    return tuple(
+        replace(one, revision=manifest.revision, sha256=expected[one.path]) if one.path in expected else one
+        for one in files
+    )
 
 
 def fetch_files(record: EncoderSpec, progress: Progress | None = None) -> Files:
@@ -57,9 +71,3 @@ def fetch_files(record: EncoderSpec, progress: Progress | None = None) -> Files:
 def is_its_own_file(record: EncoderSpec) -> bool:
     """Return whether the encoder is a file that its name names, such as ``onnx/FILE``."""
     return record.source.startswith("file:") and hasattr(family_of(record), "load")
-
-
-def expected_of(manifest: BundleManifest, folder: Path) -> dict[Path, str]:
-    """Return the SHA-256 that each file of a bundle in `folder` must have."""
-    digests = {manifest.file: manifest.sha256, **manifest.companions}
-    return {folder / name: digest for name, digest in digests.items()}

@@ -18,12 +18,15 @@ from wsi_dino.errors import EncoderError, WeightsError
 
 if TYPE_CHECKING:
     from wsi_dino.encoders.backbone import Backbone
+    from wsi_dino.encoders.hub import Progress
     from wsi_dino.encoders.transformers_backbone import TransformersNetwork
+    from wsi_dino.encoders.weights import WeightsFile
 
 RECORDS: tuple[EncoderSpec, ...] = ()
 NAME_PREFIX = "hf/"
 
 _PREPARATION_FILES = ("preprocessor_config.json", "processor_config.json")
+_INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _DEFAULT_INPUT_PX = 224
 
 
@@ -131,12 +134,7 @@ def load(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) ->
         WeightsError: there are none, or they are not of this network.
         HubError: the hub does not give them.
     """
-    for option, path in (("--weights", weights), ("--weights-dir", weights_dir)):
-        if path is not None and not path.exists():
-            raise WeightsError(f"Loading {record.name}: {option} {path} is not there. Check the path.")
-    near = [path for path in (weights, weights_dir) if path is not None]
-    files = NetworkFiles.of(record.name, record.name.removeprefix(NAME_PREFIX), near, record.revision)
-    found = weights_files(files)
+    found = weights_files(_files(record, weights, weights_dir))
     sha256 = joint_sha256(record, found)
     from wsi_dino.encoders.checkpoint import read_checkpoint
 
@@ -145,6 +143,43 @@ def load(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) ->
     network.take_weights(state, found[0].path)
     # A second run finds in the cache what the first fetched: both must write the same.
     return network, sha256, "hub" if found[0].source == "cache" else found[0].source
+
+
+def _files(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> NetworkFiles:
+    for option, path in (("--weights", weights), ("--weights-dir", weights_dir)):
+        if path is not None and not path.exists():
+            raise WeightsError(f"Loading {record.name}: {option} {path} is not there. Check the path.")
+    near = [path for path in (weights, weights_dir) if path is not None]
+    return NetworkFiles.of(record.name, record.name.removeprefix(NAME_PREFIX), near, record.revision)
+
+
+def find_files(record: EncoderSpec, weights: Path | None, weights_dir: Path | None) -> tuple[WeightsFile, ...]:
+    """Return weights, configuration and preparation where all of them are on this machine, or nothing."""
+    from wsi_dino.encoders.hub import without_network
+
+    files = _files(record, weights, weights_dir)
+    try:
+        with without_network():
+            return _with_settings(files)
+    except WeightsError:
+        return ()
+
+
+def fetch_files(record: EncoderSpec, progress: Progress | None = None) -> tuple[WeightsFile, ...]:
+    """Return weights, configuration and preparation, from the hub as far as they are not here."""
+    return _with_settings(_files(record, None, None))
+
+
+def _with_settings(files: NetworkFiles) -> tuple[WeightsFile, ...]:
+    from wsi_dino.encoders.hub import published_sha256
+    from wsi_dino.encoders.weights import WeightsFile
+
+    found = weights_files(files)
+    beside = [files.require(CONFIG_FILE), files.require(*_PREPARATION_FILES)]
+    if len(found) > 1:
+        beside.append(files.require(*_INDEX_FILES))
+    source, revision = found[0].source, found[0].revision
+    return *found, *(WeightsFile(path, source, revision, published_sha256(path)) for path in beside)
 
 
 def convert(state: dict[str, Any], record: EncoderSpec) -> dict[str, Any]:
