@@ -26,7 +26,7 @@ tables do not always say which they print. Quote one of these by its name.</p>
 <p>AUC by DeLong: {{ delong.auc.value | number }}{% if delong.auc.low is not none %}, 95 % interval
 {{ delong.auc.low | number }} to {{ delong.auc.high | number }} ({{ delong.auc.scale }} scale){% endif %}
 &#32;<span class="muted">Unit: {{ delong.unit }}; {{ delong.averaged }}.
-{% if delong.auc.note %}{{ delong.auc.note }}.{% endif %}
+{% if delong.auc.note %}{{ delong.auc.note }}.{% endif %}&#32;
 The interval at the top is the bootstrap over patients; the two should be close.</span></p>
 {% endif %}
 {% if selective %}
