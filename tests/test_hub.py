@@ -71,7 +71,7 @@ def test_a_short_break_is_bridged(hub: LocalHub) -> None:
 
 
 def test_a_long_break_is_told_and_the_next_command_goes_on(hub: LocalHub) -> None:
-    hub.broken_after = [300_000] + [0] * 6
+    hub.broken_after = [300_000] + [0] * 20
     refusal = _refusal()
     assert refusal.kind == "interrupted"
     assert "goes on from there" in str(refusal)

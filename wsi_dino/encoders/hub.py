@@ -206,8 +206,13 @@ def _complete(wanted: HubFile, answer: HubAnswer, content: Path, progress: Progr
             stream.truncate(0)
             stream.seek(0)
         _require_space(part, answer.size_bytes - stream.tell())
-        if stream.tell() < answer.size_bytes:
-            _receive(wanted, answer, stream, content)
+        while stream.tell() < answer.size_bytes:
+            before = stream.tell()
+            try:
+                _receive(wanted, answer, stream, content)
+            except HubError as error:  # as long as more comes each time it is worth going on
+                if error.kind != "interrupted" or not before < stream.tell() <= answer.size_bytes:
+                    raise
         stream.flush()
         os.fsync(stream.fileno())
     _require_published_bytes(wanted, answer, part)
