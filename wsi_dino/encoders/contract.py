@@ -18,9 +18,10 @@ from wsi_dino.encoders.known_vectors import (
 from wsi_dino.encoders.loading import load_encoder
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.record_checks import BUILT_BELOW_M, RECORD_CHECKS
-from wsi_dino.encoders.registry import family_of, get_record
+from wsi_dino.encoders.registry import get_record
 from wsi_dino.encoders.running_checks import RUNNING_CHECKS, Subject
-from wsi_dino.encoders.weights import find_weights
+from wsi_dino.encoders.weights_files import find_files
+from wsi_dino.errors import EncoderError
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,9 @@ def _choose_weights(record: EncoderSpec, weights: Path | None, seed: int | None)
         return _Chosen(f"those of {weights}")
     if seed is not None:
         return _Chosen(f"random, seed {seed}", seed)
-    family = family_of(record)
-    packaged = family.packaged_weights(record) if hasattr(family, "packaged_weights") else None
-    found = find_weights(record, packaged=packaged)
-    if found is not None:
-        return _Chosen(f"{found.path.name} ({_PLACES[found.source]})")
+    found = find_files(record)
+    if found:
+        return _Chosen(f"{found[0].path.name} ({_PLACES[found[0].source]})")
     if (record.parameters_m or 0) <= BUILT_BELOW_M:
         return _Chosen("random, seed 0, because there are none on this machine", 0)
     said = (
@@ -145,16 +144,18 @@ def _compare_with_known(record: EncoderSpec, path: Path, always_measure: bool) -
         expected = read_known(path).get(record.name) if path.is_file() else None
         if expected is None and not always_measure:
             raise NotChecked(f"{path.name} has none for {record.name} (--write-known FILE keeps one)")
-        found = seeded_encoder(record)[1]
+        try:
+            found = seeded_encoder(record)[1]
+        except EncoderError as error:
+            raise NotChecked(str(error)) from error
         measured.append(found)
         if expected is None:
-            raise NotChecked(f"{path.name} has none for {record.name} (--write-known FILE keeps one)")
+            raise NotChecked(f"{path.name} had none for {record.name}")
         if (expected.layout, expected.n_blocks) != (found.layout, found.n_blocks):
             raise NotChecked(f"the network's tensors have other names or shapes than with {made_with(path)}")
         require(
-            expected.input_px == found.input_px and expected.pooling == found.pooling,
-            f"it was made at {expected.input_px} px with pooling {expected.pooling}, "
-            f"now they are {found.input_px} px and {found.pooling}",
+            expected.made_at == found.made_at,
+            f"input sizes and pooling were {expected.made_at}, now they are {found.made_at}",
         )
         distance = found.difference(expected)
         cut = f", cut to {found.n_blocks} blocks" if found.n_blocks else ""

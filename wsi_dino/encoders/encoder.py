@@ -107,16 +107,17 @@ class Encoder:
         self.embed_dim = spec.dim_of(self.pooling)
         self._scale, self._shift = normalisation(spec, self.device)
 
-    def altered(self, **fields: Any) -> Encoder:
+    def altered(self, pooling: str | None = None, **fields: Any) -> Encoder:
         """Return an encoder of the same network that follows another record.
 
         It shows what a mistake in the record would do to the vectors.
 
         Args:
-            fields: of the record: ``mean``, ``std``, ``interpolation`` or ``pooling``.
+            pooling: another of the record's.
+            fields: of the record: ``mean``, ``std`` or ``interpolation``.
         """
         other = copy.copy(self)
-        other._follow(self.spec.model_copy(update=fields), fields.get("pooling", self.pooling))
+        other._follow(self.spec.model_copy(update=fields), pooling or self.pooling)
         return other
 
     @property
