@@ -257,6 +257,7 @@ def test_command_keeps_a_known_vector_and_notices_a_change(tmp_path: Path) -> No
         (("encoders", "check", "dinov3-s", "--px", "100"), "multiple of 16 px"),
         (("encoders", "check", "dinov3-s", "--weights", "absent.pth"), "absent.pth is not a file"),
         (("encoders", "check", "dinov3-s", "uni", "--weights", "a.pth"), "goes with one encoder"),
+        (("encoders", "check", "dinov3-s", "--known", "gone.json"), "Reading known vectors gone.json"),
     ],
 )
 def test_command_refuses_what_it_cannot_check(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -265,7 +266,19 @@ def test_command_refuses_what_it_cannot_check(words: tuple[str, ...], message: s
     assert message in ran.stderr
 
 
-def test_encoders_too_large_to_run_are_checked_by_their_shapes(tmp_path: Path) -> None:
+def test_encoders_too_large_to_run_are_checked_by_their_shapes() -> None:
+    report = check_encoder("dinov3-7b")
+    assert report.passed
+    assert report.input_px is None
+    assert "6716 million random ones are not made: only shapes are checked" in report.weights
+    checks = {check.name: check for check in report.checks}
+    assert checks["shapes"].passed
+    assert checks["sizes"].passed
+    assert checks["known vector"].passed is None
+    assert "too many for a known vector" in checks["known vector"].measured
+
+
+def test_networks_of_volumes_are_checked_by_their_record() -> None:
     report = check_encoder("ct-clip")
     assert report.passed
     assert "no command runs it" in report.weights

@@ -1,10 +1,12 @@
-"""Every registered encoder keeps the contract by being registered; the real weights see what they should."""
+"""Encoders as they run: bits, sizes, maps, identity; the real weights see what they should. The contract is beside."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,13 +52,6 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # --- what must hold for every encoder that runs -------------------------------------------------
 
 
-def test_vectors_have_the_declared_shape_and_type(encoder: Encoder) -> None:
-    vectors = encoder.embed(_noise(3, encoder.input_px))
-    assert vectors.shape == (3, encoder.embed_dim)
-    assert vectors.dtype == np.float32
-    assert not any(module.training for module in encoder._backbone.modules())
-
-
 def test_same_images_give_the_same_bits_whatever_stands_beside_them(encoder: Encoder) -> None:
     images = _noise(2 * encoder._executor.chunk_size + 3, encoder.input_px)
     whole = encoder.embed(images)
@@ -70,30 +65,6 @@ def test_the_number_of_workers_changes_no_bit(encoder: Encoder) -> None:
     alone = load_encoder(encoder.spec.name, random_weights=0, device="cpu", precision="fp32",
                          input_px=encoder.input_px, workers=1)  # fmt: skip
     np.testing.assert_array_equal(alone.embed(images), encoder.embed(images))
-
-
-def test_vectors_are_finite_on_black_white_and_noise_and_tell_them_apart(encoder: Encoder) -> None:
-    side = encoder.input_px
-    images = np.concatenate(
-        [np.zeros((1, side, side, 3), np.uint8), np.full((1, side, side, 3), 255, np.uint8), _noise(1, side)]
-    )
-    vectors = encoder.embed(images)
-    assert np.isfinite(vectors).all()
-    assert len({vector.tobytes() for vector in vectors}) == 3
-
-
-def test_no_image_gives_an_empty_table(encoder: Encoder) -> None:
-    assert encoder.embed(_noise(0, encoder.input_px)).shape == (0, encoder.embed_dim)
-
-
-def test_feature_maps_have_one_cell_a_patch(encoder: Encoder) -> None:
-    maps = encoder.feature_maps(_noise(2, encoder.input_px))
-    assert len(maps) == len(encoder.spec.feature_layers)
-    for item in maps:
-        assert item.shape[0] == 2
-        assert str(item.dtype) == "torch.float32"
-        if encoder.spec.patch_size:
-            assert tuple(item.shape[2:]) == (encoder.input_px // encoder.spec.patch_size,) * 2
 
 
 def test_identity_is_plain_and_marks_untrained_weights(encoder: Encoder) -> None:
@@ -204,9 +175,9 @@ def test_embedded_default_weights_equal_timm_with_the_same_checkpoint(real_tiles
 
 
 def test_real_vit_loads_strictly_from_half_precision_and_keeps_its_direction_in_bf16(
-    shared_data: Path, real_tiles: np.ndarray
+    vit_tiny: Path, real_tiles: np.ndarray
 ) -> None:
-    weights = next((shared_data / "weights").glob("vit_tiny*.safetensors"))
+    weights = vit_tiny
     full, low = (
         load_encoder(_VIT_TINY, weights=weights, device="cpu", precision=precision) for precision in ("fp32", "bf16")
     )
@@ -246,6 +217,163 @@ def test_larger_tiles_are_resized_inside(real_tiles: np.ndarray) -> None:
     encoder = load_encoder("efficientnet-lite0", device="cpu")
     doubled = real_tiles[:3].repeat(2, axis=1).repeat(2, axis=2)
     assert _cosine(encoder.embed(doubled), encoder.embed(real_tiles[:3])).min() > 0.9
+
+
+# --- sizes and maps -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vit_tiny(shared_data: Path) -> Path:
+    """Real weights of a ViT-Ti/16 for 224 px, with its classifier of 1000 ImageNet classes."""
+    return next((shared_data / "weights").glob("vit_tiny*.safetensors"))
+
+
+@pytest.mark.parametrize("side_px", [224, 256, 512])
+def test_position_table_is_resampled_as_timm_does_for_a_network_made_for_that_size(
+    vit_tiny: Path, side_px: int
+) -> None:
+    import timm
+    import torch
+    from safetensors.torch import load_file
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    reference = timm.create_model(_VIT_TINY.removeprefix("timm/"), img_size=side_px).eval()
+    state = {name: tensor.float() for name, tensor in load_file(vit_tiny).items()}
+    reference.load_state_dict(checkpoint_filter_fn(state, reference))
+    assert reference.pos_embed.shape[1] == 1 + (side_px // 16) ** 2
+    images = _noise(2, side_px)
+    taken: dict[int, torch.Tensor] = {}
+    for number in (2, 11):
+        reference.blocks[number].register_forward_hook(lambda _, __, out, number=number: taken.update({number: out}))
+    with torch.inference_mode():
+        expected = reference.forward_features(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1)[:, 0].numpy()
+    encoder = load_encoder(_VIT_TINY, weights=vit_tiny, device="cpu", precision="fp32", input_px=side_px)
+    np.testing.assert_allclose(encoder.embed(images), expected, atol=1e-4 * np.abs(expected).max())
+    maps = encoder.feature_maps(images, [11, 2, 11])
+    for number, found in zip((11, 2, 11), maps, strict=True):
+        side = side_px // 16
+        tokens = taken[number][:, 1:].reshape(2, side, side, 192).permute(0, 3, 1, 2)
+        torch.testing.assert_close(found, tokens, atol=1e-4 * float(tokens.abs().max()), rtol=0)
+
+
+def test_maps_of_a_convolutional_encoder_are_what_its_stages_give() -> None:
+    import torch
+
+    encoder = load_encoder("resnet50-clam", random_weights=0, device="cpu", precision="fp32", input_px=160)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = family_of(encoder.spec).build(encoder.spec).eval()
+    taken = []
+    for stage in (plain.model.layer1, plain.model.layer2, plain.model.layer3):
+        stage.register_forward_hook(lambda _, __, out: taken.append(out))
+    images = _noise(2, 160)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (encoder.spec.mean, encoder.spec.std))
+    with torch.inference_mode():
+        plain.model((torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std)
+    assert [tuple(one.shape[1:]) for one in taken] == [(256, 40, 40), (512, 20, 20), (1024, 10, 10)]
+    for found, expected in zip(encoder.feature_maps(images), taken, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_the_largest_size_of_the_scaling_study_runs(vit_tiny: Path) -> None:
+    encoder = load_encoder(_VIT_TINY, weights=vit_tiny, device="cpu", precision="fp32", input_px=1024)
+    image = _noise(1, 128).repeat(8, axis=1).repeat(8, axis=2)
+    (last,) = encoder.feature_maps(image, [11])
+    assert last.isfinite().all()
+    assert last.shape == (1, 192, 64, 64)
+
+
+@pytest.mark.parametrize("layers", [[12], [-1], [0, 99], []])
+def test_layers_that_are_not_there_are_named(layers: list[int], vit_tiny: Path) -> None:
+    encoder = load_encoder(_VIT_TINY, weights=vit_tiny, device="cpu", precision="fp32", input_px=32)
+    with pytest.raises(EncoderError, match=r"it gives none for layers .*its record names the layers 2, 5, 8, 11"):
+        encoder.feature_maps(_noise(1, 32), layers)
+
+
+# --- photographs ----------------------------------------------------------------------------------
+
+# Photographs that come with scikit-image and scikit-learn, and what ImageNet calls what is on them.
+_ON_PHOTOGRAPH = {
+    "chelsea.png": ("tabby", "tiger cat", "Egyptian cat"),
+    "coffee.png": ("espresso", "cup", "coffee mug"),
+    "camera.png": ("tripod", "reflex camera"),
+    "motorcycle_left.png": ("moped", "motor scooter"),
+    "motorcycle_right.png": ("moped", "motor scooter"),
+    "rocket.jpg": ("missile", "projectile"),
+    "china.jpg": ("palace", "monastery", "bell cote", "castle"),
+    "flower.jpg": ("daisy",),
+}
+_SHARES = (0.9, 1.0)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[np.ndarray]:
+    """The middle square of each of the above, uint8, at each of `_SHARES` of its height."""
+    from PIL import Image
+
+    places = (("skimage", "data"), ("sklearn", "datasets/images"))
+    folders = [Path(importlib.util.find_spec(name).origin).parent / below for name, below in places]  # type: ignore[union-attr,arg-type]
+    images = []
+    for name in _ON_PHOTOGRAPH:
+        path = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if path is None:
+            pytest.skip(f"the installed scikit-image and scikit-learn come without {name}")
+        image = Image.open(path).convert("RGB")
+        for share in _SHARES:
+            side = int(min(image.size) * share)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            images.append(np.asarray(image.crop((left, top, left + side, top + side))))
+    return images
+
+
+@pytest.fixture(scope="module")
+def seen_by(vit_tiny: Path, photographs: list[np.ndarray]) -> Callable[[Encoder, bool], tuple[float, float]]:
+    """How an encoder's vectors and the checkpoint's own classifier see the photographs."""
+    from safetensors.torch import load_file
+    from timm.data import ImageNetInfo
+
+    state = load_file(vit_tiny)
+    weight, bias = (state[f"head.{name}"].float().numpy() for name in ("weight", "bias"))
+    information = ImageNetInfo("imagenet-1k")
+    names = [information.index_to_description(index).split(",")[0] for index in range(1000)]
+    right = [[names.index(word) for word in words] for words in _ON_PHOTOGRAPH.values() for _ in _SHARES]
+
+    def measure(encoder: Encoder, swapped: bool = False) -> tuple[float, float]:
+        """Return the share whose best five classes hold a right one, and the mean logarithm of its probability."""
+        shown = [image[..., ::-1] if swapped else image for image in photographs]
+        logits = np.concatenate([encoder.embed(image[None]) for image in shown]).astype(np.float64) @ weight.T + bias
+        ranks = [int((row > row[labels].max()).sum()) for row, labels in zip(logits, right, strict=True)]
+        chances = np.exp(logits - logits.max(1, keepdims=True))
+        chances /= chances.sum(1, keepdims=True)
+        given = [row[labels].sum() for row, labels in zip(chances, right, strict=True)]
+        return float(np.mean(np.array(ranks) < 5)), float(np.log(given).mean())
+
+    return measure
+
+
+@pytest.mark.slow
+def test_photographs_are_classified_rightly_and_worse_when_prepared_wrongly(
+    vit_tiny: Path, seen_by: Callable[..., tuple[float, float]]
+) -> None:
+    encoder = load_encoder(_VIT_TINY, weights=vit_tiny, device="cpu", precision="fp32")
+    top5, score = seen_by(encoder)
+    assert top5 == 1.0
+    assert np.exp(score) > 0.6
+    without = seen_by(encoder.altered(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)))
+    assert without[1] < score - 0.1
+    assert seen_by(encoder, swapped=True)[1] < score - 0.05
+    imagenet = seen_by(encoder.altered(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)))
+    assert imagenet[1] < score - 0.1
+    not_divided = seen_by(encoder.altered(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)))
+    assert not_divided[0] == 0.0
+
+
+@pytest.mark.parametrize("side_px", [256, 384])
+def test_photographs_are_classified_rightly_at_other_sizes(
+    side_px: int, vit_tiny: Path, seen_by: Callable[..., tuple[float, float]]
+) -> None:
+    encoder = load_encoder(_VIT_TINY, weights=vit_tiny, device="cpu", precision="fp32", input_px=side_px)
+    assert seen_by(encoder)[0] > 0.9
 
 
 # --- asking wrongly -------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from wsi_dino.feature_file import (
 from wsi_dino.pathology.tile_grid import TileGrid
 
 IDENTITY: dict[str, Any] = {
-    "encoder": "e", "embed_dim": 6, "pooling": "mean", "input_px": 224, "weights_sha256": "w", "stain_norm": None,
-    "tiles": "224 px at 1.0 um/px", "adapter": None, "plugin_sha256": None,
+    "encoder": "e", "embed_dim": 6, "pooling": "mean", "input_px": 224, "weights_sha256": "w", "plugin_sha256": None,
+    "adapter": None, "stain_norm": None, "tiles": "224 px at 1.0 um/px",
 }  # fmt: skip
 
 

@@ -83,6 +83,8 @@ def test_listed_and_shown_like_any_other(project: Path) -> None:
     assert shown.code == 0
     assert "plugin:mine" in shown.stdout
     assert shown.stderr == ""
+    status = run_command(project, "weights", "status", "mine")
+    assert "put mine.pth beside the plug-in, or give --weights" in status.stdout
 
 
 def test_known_only_where_the_yaml_names_it(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -142,7 +144,7 @@ def test_own_weights_beside_the_plugin_are_found_and_decide_the_vectors(project:
     import torch
 
     use_plugin_files([project / "code" / "mine.py"])
-    with pytest.raises(EncoderError, match=r"file:mine\.pth"):
+    with pytest.raises(EncoderError, match=r"there is no mine\.pth beside its plug-in"):
         load_encoder("mine", device="cpu")
     state = {"patches.weight": torch.full((12, 3, 16, 16), 1 / 768), "patches.bias": torch.arange(12.0)}
     torch.save(state, project / "code" / "mine.pth")

