@@ -70,5 +70,13 @@ def test_tiny_cohorts_are_told_not_fatal(n: int) -> None:
     assert "Both ways of averaging" in str(statistics_html(_section([fold])))
 
 
+def test_papers_rows_stand_in_the_report_of_their_task() -> None:
+    html = str(statistics_html({"task": "camelyon16-official"}))
+    assert "Table 3" in html
+    assert "not reproduced here" in html
+    assert "macro over classes" in html
+    assert "Table" not in str(statistics_html({"task": "bcnb-er"}))
+
+
 def test_what_is_missing_is_left_out() -> None:
     assert re.sub(r"\s", "", str(statistics_html({}))) == ""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.evaluation.plots import coverage_figure, decision_figure
+from wsi_dino.evaluation.published import published_section
 
 _TEMPLATE = """
 {% if averages %}
@@ -22,6 +23,18 @@ tables do not always say which they print. Quote one of these by its name.</p>
 <span class="interval">{{ figure.low | number }} to {{ figure.high | number }}</span></td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% endif %}
+{% for table in published %}
+<h3>As published: {{ table.table }} of {{ table.source }}</h3>
+<p>The paper's figures, not reproduced here. Accuracy, precision and recall together tell which average a row can be on
+{{ table.test_set }} (a share of {{ table.rows[0].prevalence | number }}).</p>
+<div class="scroll"><table>
+<thead><tr><th class="text">encoder</th><th>AUC</th><th>accuracy</th><th>precision</th><th>recall</th>
+<th>implied share of positives</th><th class="text">precision and recall can be of</th></tr></thead>
+<tbody>{% for row in table.rows %}<tr><td class="text">{{ row.label }}</td><td>{{ row.auc | number }}</td>
+<td>{{ row.accuracy | number }}</td><td>{{ row.precision | number }}</td><td>{{ row.recall | number }}</td>
+<td>{{ row.implied_prevalence.value | number }}</td><td class="text">{{ row.can_be }}</td></tr>
+{% endfor %}</tbody></table></div>
+{% endfor %}
 {% if delong %}
 <p>AUC by DeLong: {{ delong.auc.value | number }}{% if delong.auc.low is not none %}, 95 % interval
 {{ delong.auc.low | number }} to {{ delong.auc.high | number }} ({{ delong.auc.scale }} scale){% endif %}
@@ -69,7 +82,8 @@ def statistics_html(metrics: Mapping[str, Any]) -> Any:
     decision = metrics.get("decision_curve")
     ways = [(title, list(averages[name].values())) for name, title in _WAYS.items() if name in averages]
     text = environment.from_string(_TEMPLATE).render(
-        averages=ways, averaged=list(averages["macro"]) if ways else [], delong=metrics.get("delong"),
+        published=published_section(metrics.get("task", "")), averages=ways,
+        averaged=list(averages["macro"]) if ways else [], delong=metrics.get("delong"),
         selective=selective, kept=_kept(selective) if selective else [],
         coverage=Markup(coverage_figure(selective)) if selective else "",
         decision=Markup(decision_figure(decision)) if decision else "",

@@ -53,5 +53,9 @@ def statistics_section(
 def delong_section(folds: Sequence[FoldPredictions]) -> dict[str, Any]:
     """Return DeLong's interval of the mean AUC as plain values, and what was the unit."""
     auc = auc_influence(folds)
-    unit = "patients, their slides clustered (Obuchowski 1997)" if auc.is_clustered else "patients, one slide each"
+    unit = (
+        "patients, their slides and folds clustered (Obuchowski 1997)"
+        if auc.is_clustered
+        else "patients, one slide each"
+    )
     return {"auc": asdict(delong_interval(auc)), "level": 0.95, "unit": unit, "averaged": "mean over folds"}
