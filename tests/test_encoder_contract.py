@@ -278,6 +278,12 @@ def test_encoders_too_large_to_run_are_checked_by_their_shapes() -> None:
     assert "too many for a known vector" in checks["known vector"].measured
 
 
+@pytest.mark.parametrize("name", ["dinov2-s", "lunit-s8"])
+def test_untrained_class_tokens_depend_on_the_image_by_more_than_the_rounding_of_bf16(name: str) -> None:
+    report = check_encoder(name, random_weights=3, input_px=56, device="cpu", precision="bf16")
+    assert _failed(report.checks) == []
+
+
 def test_networks_of_volumes_are_checked_by_their_record() -> None:
     report = check_encoder("ct-clip")
     assert report.passed

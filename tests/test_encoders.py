@@ -15,7 +15,7 @@ import pytest
 
 from wsi_dino.cli.app import main
 from wsi_dino.encoders.encoder import Encoder
-from wsi_dino.encoders.loading import load_encoder
+from wsi_dino.encoders.loading import load_backbone, load_encoder
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import family_of, get_record, records
 from wsi_dino.errors import EncoderError, UnknownEncoderError
@@ -79,9 +79,7 @@ def test_prepared_network_computes_what_the_plain_one_does(encoder: Encoder) -> 
     import torch
 
     spec = encoder.spec
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plain = family_of(spec).build(spec).eval()
+    plain = load_backbone(spec, random_weights=0).backbone.eval()
     images = _noise(3, encoder.input_px)
     pixels = (
         torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(spec.mean).view(3, 1, 1)
@@ -260,9 +258,7 @@ def test_maps_of_a_convolutional_encoder_are_what_its_stages_give() -> None:
     import torch
 
     encoder = load_encoder("resnet50-clam", random_weights=0, device="cpu", precision="fp32", input_px=160)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plain = family_of(encoder.spec).build(encoder.spec).eval()
+    plain = load_backbone(encoder.spec, random_weights=0).backbone.eval()
     taken = []
     for stage in (plain.model.layer1, plain.model.layer2, plain.model.layer3):
         stage.register_forward_hook(lambda _, __, out: taken.append(out))

@@ -11,7 +11,7 @@ from random_checkpoint import assert_close, enliven, loaded, noise_images, saved
 from torch import Tensor
 from torch.nn import functional
 
-from wsi_dino.encoders.registry import family_of, get_record
+from wsi_dino.encoders.registry import get_record
 from wsi_dino.encoders.torchvision_guard import ensure_torchvision
 from wsi_dino.errors import WeightsError
 
@@ -114,13 +114,11 @@ def test_prepared_byol_computes_the_same() -> None:
     """Folded batch norms and channels last, through the encoder."""
     import numpy as np
 
-    from wsi_dino.encoders.loading import load_encoder
+    from wsi_dino.encoders.loading import load_backbone, load_encoder
 
     encoder = load_encoder("byol", random_weights=0, device="cpu", precision="fp32")
     record = get_record("byol")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plain = family_of(record).build(record).eval()
+    plain = load_backbone(record, random_weights=0).backbone.eval()
     images = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (record.mean, record.std))
     with torch.inference_mode():

@@ -225,7 +225,11 @@ def _under_model(state: dict, own_keys: set[str]) -> dict:
 def _untrained(record: EncoderSpec, seed: int) -> tuple[Backbone, str, str]:
     import torch
 
+    from wsi_dino.encoders.seeded_weights import fill
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone: Backbone = family_of(record).build(record)
+    # torch starts the scales of layers near zero, so that a class token would hardly depend on the image.
+    fill(backbone, seed)
     return backbone, f"random:{seed}", f"random:{seed}"

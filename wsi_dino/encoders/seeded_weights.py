@@ -42,7 +42,7 @@ def fill(network: nn.Module, seed: int) -> None:
     neither fades nor grows through the blocks.
     """
     # The legacy generator is the one whose stream numpy promises never to change.
-    once = torch.from_numpy(np.random.RandomState(seed).standard_normal(_N_DRAWN).astype(np.float32))
+    once = torch.from_numpy(np.random.RandomState(seed % 2**32).standard_normal(_N_DRAWN).astype(np.float32))
     drawn = torch.cat([once, once])  # any start is then followed by a whole period
     parameters = dict(network.named_parameters())
     with torch.no_grad():
