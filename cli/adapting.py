@@ -136,14 +136,13 @@ def make_adaptation(given: Mapping[str, Any], encoder: str, request: MilRequest)
         ConfigError, EncoderError: an option is wrong.
     """
     from wsi_dino.encoders.devices import resolve_device
+    from wsi_dino.encoders.loading import check_choices
     from wsi_dino.encoders.registry import get_record
-    from wsi_dino.errors import EncoderError
     from wsi_dino.mil.adaptation import Adaptation, BaseEncoder
 
     spec, pooling = adapt_spec(given), given["pooling"]
     record = get_record(encoder, near=[path for path in (given["weights"], given["weights_dir"]) if path is not None])
-    if pooling is not None and pooling not in record.poolings:
-        raise EncoderError(f"Encoder {encoder}: expected a pooling of {', '.join(record.poolings)}, got {pooling!r}.")
+    check_choices(record, pooling)
     base = BaseEncoder(
         record, pooling, None, given["weights"], given["weights_dir"], given["random_weights"],
         resolve_device(str(given["device"])), spec.precision, given["workers"],

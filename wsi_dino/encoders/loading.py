@@ -67,7 +67,7 @@ def load_encoder(
     adapted = None if adapter is None else read_adapter(adapter)
     if adapted is not None:
         pooling, input_px = pooling or adapted.record.pooling, input_px or adapted.record.input_px
-    _check_choices(record, pooling, input_px)
+    check_choices(record, pooling, input_px)
     from wsi_dino.encoders.choice import RunningChoice
 
     choice = RunningChoice.of(record, device, precision, runtime)
@@ -136,7 +136,12 @@ def _refuse_volumes(record: EncoderSpec) -> None:
         )
 
 
-def _check_choices(record: EncoderSpec, pooling: str | None, input_px: int | None) -> None:
+def check_choices(record: EncoderSpec, pooling: str | None, input_px: int | None = None) -> None:
+    """Refuse what the record does not allow; None is its default and always allowed.
+
+    Raises:
+        EncoderError: the pooling or the input side is not one of the record's.
+    """
     if pooling is not None and pooling not in record.poolings:
         raise EncoderError(
             f"Encoder {record.name}: expected a pooling of {', '.join(record.poolings)}, got {pooling!r}."
