@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from wsi_dino.errors import ConfigError
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.adamw import AdamW
 from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.early_stopping import EarlyStopping
 from wsi_dino.mil.gradient_sum import GradientSum
 from wsi_dino.mil.lanes import Lanes, open_lanes
 from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Unit, Workspace, forward, gradient, rounded_rows
@@ -119,6 +119,29 @@ def train_fold(
         return trainer.run(on_epoch or (lambda row: None))
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Slides of one step and a seed for each: of dropout and drawn tiles."""
+
+    slides: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+def epoch_batches(spec: TrainingSpec, train_ids: Sequence[str], epoch: int) -> list[Batch]:
+    """Deal the training slides of one epoch into steps; the same arguments deal them alike.
+
+    Examples:
+        >>> [len(batch.slides) for batch in epoch_batches(TrainingSpec(min_steps=2), list("abcdefg"), 0)]
+        [3, 3, 1]
+    """
+    steps = max(1, min(spec.min_steps, len(train_ids)))
+    size = min(spec.batch_bags, max(1, len(train_ids) // steps))
+    random = np.random.default_rng([spec.seed, 1, epoch])
+    order = [train_ids[index] for index in random.permutation(len(train_ids))]
+    groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
+    return [Batch(group, tuple(int(seed) for seed in random.integers(0, 2**63, len(group)))) for group in groups]
+
+
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Return ``"bf16"`` or ``"fp32"``: what ``"auto"`` means on `device`, else `precision` itself."""
     if precision != "auto":
@@ -158,7 +181,7 @@ class _Trainer:
         self._precision = resolve_precision(spec.precision, device)
         self._dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
         self._unit_rows = _UNIT_ROWS_CPU if device.type == "cpu" else _UNIT_ROWS_GPU
-        self._class_weights = _class_weights(spec, [labels[s] for s in train_ids], n_classes)
+        self._class_weights = class_weights(spec, [labels[s] for s in train_ids], n_classes)
         self._model = build_model(spec, bags.embed_dim, n_classes)
         if spec.rescale:
             self._model.feature_scale.fill_(measure_scale(bags, train_ids))
@@ -168,47 +191,28 @@ class _Trainer:
         self._scales = GradientBuffer(self._model, self._dtype).scales(
             PackedWeights.of(self._model, self._dtype, training=True)
         )
-        steps = max(1, min(spec.min_steps, len(train_ids)))
-        self._batch = min(spec.batch_bags, max(1, len(train_ids) // steps))
         self._optimizer = AdamW(self._model, spec.weight_decay)
 
     def run(self, on_epoch: Callable[[dict[str, float]], None]) -> TrainedFold:
-        history: list[dict[str, float]] = []
-        best_loss, best_epoch, best = math.inf, 0, _copy_state(self._model)
-        earliest = min(self._spec.min_epochs, self._spec.epochs)
-        for epoch in range(self._spec.epochs):
-            rate = self._spec.learning_rate * (1 + math.cos(math.pi * epoch / self._spec.epochs)) / 2
-            train_loss = self._train_epoch(epoch, rate)
-            val_loss = self._validate()
-            history.append(
-                {"epoch": epoch, "learning_rate": rate, "train_loss": train_loss, "val_loss": val_loss}
-            )  # fmt: skip
-            on_epoch(history[-1])
-            if epoch + 1 < earliest:
-                continue
-            if val_loss < best_loss:
-                best_loss, best_epoch, best = val_loss, epoch, _copy_state(self._model)
-            if epoch - best_epoch >= self._spec.patience:
-                break
-        if not math.isfinite(best_loss):
-            raise ConfigError(
-                f"Training ABMIL on {len(self._train_ids)} slides: the validation loss was never a finite number. "
-                f"The learning rate of {self._spec.learning_rate:g} is too high: lower --lr."
-            )
+        spec = self._spec
+        stopping = EarlyStopping(spec.epochs, spec.min_epochs, spec.patience)
+        goes_on = True
+        while goes_on:
+            rate = stopping.rate(spec.learning_rate)
+            train_loss = self._train_epoch(len(stopping.history), rate)
+            goes_on = stopping.add(rate, train_loss, self._validate(), lambda: _copy_state(self._model))
+            on_epoch(stopping.history[-1])
+        best = stopping.best(len(self._train_ids), spec.learning_rate)
         model = self._model.cpu().eval()
         model.load_state_dict(best)
-        return TrainedFold(model, tuple(history), best_epoch, self._precision)
+        return TrainedFold(model, tuple(stopping.history), stopping.best_epoch, self._precision)
 
     def _train_epoch(self, epoch: int, rate: float) -> float:
-        random = np.random.default_rng([self._spec.seed, 1, epoch])
-        order = random.permutation(len(self._train_ids))
-        losses = []
-        for start in range(0, len(order), self._batch):
-            batch = [self._train_ids[index] for index in order[start : start + self._batch]]
-            losses.append(self._step(batch, [int(seed) for seed in random.integers(0, 2**63, len(batch))], rate))
+        batches = epoch_batches(self._spec, self._train_ids, epoch)
+        losses = [self._step(list(batch.slides), batch.seeds, rate) for batch in batches]
         return float(sum(float(loss) for loss in losses) / len(losses))
 
-    def _step(self, batch: list[str], seeds: list[int], rate: float) -> Tensor:
+    def _step(self, batch: list[str], seeds: Sequence[int], rate: float) -> Tensor:
         weights = PackedWeights.of(self._model, self._dtype, training=True)
         bag_weights = self._bag_weights(batch)
         # the largest are begun first, so that the lanes end together
@@ -264,7 +268,7 @@ class _Trainer:
         parts = [self._features(slide_id) for slide_id in slides]
         if seed is not None and self._spec.max_tiles is not None:
             random = np.random.default_rng([seed, 1])
-            parts = [_draw(part, self._spec.max_tiles, random) for part in parts]
+            parts = [_drawn(part, self._spec.max_tiles, random) for part in parts]
         lengths = [len(part) for part in parts]
         n = sum(lengths)
         features = space("features", rounded_rows(n), self._bags.embed_dim, self._dtype)
@@ -298,18 +302,23 @@ def build_model(spec: TrainingSpec, embed_dim: int, n_classes: int) -> ABMIL:
         )  # fmt: skip
 
 
-def _class_weights(spec: TrainingSpec, labels: Sequence[int], n_classes: int) -> Tensor:
+def class_weights(spec: TrainingSpec, labels: Sequence[int], n_classes: int) -> Tensor:
     if not spec.class_balanced:
         return torch.ones(n_classes)
     counts = np.bincount(labels, minlength=n_classes)
     return torch.tensor(len(labels) / (n_classes * np.maximum(counts, 1)), dtype=torch.float32)
 
 
-def _draw(features: Tensor, n: int, random: np.random.Generator) -> Tensor:
-    if len(features) <= n:
-        return features
-    chosen = np.sort(random.choice(len(features), n, replace=False, shuffle=False))
-    return features[torch.from_numpy(chosen).to(features.device)]
+def drawn_rows(n_rows: int, max_tiles: int | None, random: np.random.Generator) -> np.ndarray:
+    """Return the rows of a bag that take part in a step, in order: `max_tiles` drawn ones of a larger bag."""
+    if max_tiles is None or n_rows <= max_tiles:
+        return np.arange(n_rows)
+    return np.sort(random.choice(n_rows, max_tiles, replace=False, shuffle=False))
+
+
+def _drawn(features: Tensor, max_tiles: int, random: np.random.Generator) -> Tensor:
+    rows = drawn_rows(len(features), max_tiles, random)
+    return features if len(rows) == len(features) else features[torch.from_numpy(rows).to(features.device)]
 
 
 def _copy_state(model: ABMIL) -> dict[str, Tensor]:
