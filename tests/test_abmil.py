@@ -18,7 +18,7 @@ from wsi_dino.mil.packed import (
     PackedWeights,
     Unit,
     Workspace,
-    _dropout_mask,
+    dropout_mask,
     forward,
     gradient,
     rounded_rows,
@@ -143,8 +143,7 @@ def _forward_with_mask(model: ABMIL, unit: Unit, keep: Tensor, scale: float) -> 
 def test_packed_gradient_with_dropout_equals_autograd_with_the_same_mask(gated: bool, relu: bool) -> None:
     model, unit = _model(0.25, gated, relu).train(), _unit()
     weights = PackedWeights.of(model, torch.float32, training=True)
-    mask = _dropout_mask(weights, unit, 32)
-    assert mask is not None
+    mask = dropout_mask(weights.dropout, (len(unit.features), 32), unit.seed, weights.dtype, CPU)
     keep = mask.bool().float()
     assert float(keep.mean()) == pytest.approx(0.75, abs=0.08)
     loss = _loss(_forward_with_mask(model, unit, keep, 4 / 3), unit)
@@ -194,8 +193,7 @@ def test_dropout_keeps_the_expected_share_and_scale() -> None:
     assert weights.dropout == pytest.approx(0.3, abs=1 / 512)
     assert weights.scale == 1 / (1 - weights.dropout)
     unit = Unit(torch.zeros(4000, 20, dtype=torch.bfloat16), (4000,), torch.tensor([0]), torch.ones(1), 1)
-    mask = _dropout_mask(weights, unit, 32)
-    assert mask is not None
+    mask = dropout_mask(weights.dropout, (len(unit.features), 32), unit.seed, weights.dtype, CPU)
     assert set(mask.unique().tolist()) == {-1, 0}
     assert float((mask == 0).float().mean()) == pytest.approx(weights.dropout, abs=0.005)
 

@@ -65,7 +65,8 @@ class EarlyStopping:
         """Return the weights kept.
 
         Args:
-            n_slides, learning_rate: what was trained on and how, for the message.
+            n_slides: how many were trained on, for the message.
+            learning_rate: at the start, for the message.
 
         Raises:
             ConfigError: the loss was never a finite number.

@@ -55,7 +55,7 @@ class PackedWeights:
     @torch.no_grad()
     def of(cls, model: ABMIL, dtype: torch.dtype, *, training: bool) -> PackedWeights:
         """Prepare the weights of `model` for units of `dtype`."""
-        dropout = round(model.dropout * _RANDOM_LEVELS) / _RANDOM_LEVELS if training else 0.0
+        dropout = rounded_dropout(model.dropout) if training else 0.0
         scale = 1 / (1 - dropout)
         branches = [layer.weight for layer in (model.attention_v, model.attention_u) if layer is not None]
         gate = torch.cat([branch.to(dtype) for branch in branches])
@@ -157,7 +157,8 @@ class Activations:
 def forward(weights: PackedWeights, unit: Unit, space: Workspace) -> Activations:
     """Run the packed forward pass of one unit."""
     n, hidden_dim = len(unit.features), len(weights.bias)
-    keep = _dropout_mask(weights, unit, hidden_dim)
+    shape, device = (n, hidden_dim), unit.features.device
+    keep = dropout_mask(weights.dropout, shape, unit.seed, weights.dtype, device) if weights.dropout else None
     hidden = space("hidden", n, hidden_dim, weights.dtype)
     torch.addmm(weights.bias, unit.features, weights.projection.t(), out=hidden)
     if weights.relu:
@@ -189,20 +190,29 @@ def _gate(weights: PackedWeights, hidden: Tensor, space: Workspace) -> tuple[Ten
     return sigmoids, product
 
 
-def _dropout_mask(weights: PackedWeights, unit: Unit, hidden_dim: int) -> Tensor | None:
-    """Return integers of the width of the hidden values, all ones (kept) or all zeros; None without dropout."""
-    if weights.dropout == 0:
-        return None
-    shape = (len(unit.features), hidden_dim)
-    cut = round(weights.dropout * _RANDOM_LEVELS)
-    bits = torch.int16 if weights.dtype == torch.bfloat16 else torch.int32
-    device = unit.features.device
+def rounded_dropout(dropout: float) -> float:
+    """Return the share of zeros that `dropout_mask` gives on average."""
+    return round(dropout * _RANDOM_LEVELS) / _RANDOM_LEVELS
+
+
+def dropout_mask(dropout: float, shape: tuple[int, int], seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return integers ``shape`` of the width of `dtype`, all ones (kept) or all zeros.
+
+    Args:
+        dropout: share of zeros, rounded to 1/256.
+        shape: rows and columns; a mask with more rows begins with the same ones on a CPU.
+        seed: of the drawing.
+        dtype: of the values to be masked.
+        device: where they are.
+    """
+    cut = round(dropout * _RANDOM_LEVELS)
+    bits = torch.int16 if dtype == torch.bfloat16 else torch.int32
     if device.type != "cpu":
-        generator = torch.Generator(device).manual_seed(unit.seed)
+        generator = torch.Generator(device).manual_seed(seed)
         drawn = torch.empty(shape, dtype=torch.uint8, device=device).random_(generator=generator)
         return (drawn < cut).to(bits) - 1
     # numpy: torch compares bytes ten times more slowly
-    raw = np.random.SFC64(unit.seed).random_raw(-(-shape[0] * shape[1] // 8))
+    raw = np.random.SFC64(seed).random_raw(-(-shape[0] * shape[1] // 8))
     dropped = raw.view(np.uint8)[: shape[0] * shape[1]].reshape(shape) < cut
     integers = dropped.view(np.int8).astype(np.int16 if bits == torch.int16 else np.int32)
     return torch.from_numpy(np.subtract(integers, 1, out=integers))
