@@ -24,6 +24,7 @@ import torch
 
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.objective import CrossEntropy
 from wsi_dino.mil.training import TrainingSpec, resolve_precision, train_fold
 
 _PLAIN_BAGS = 20
@@ -51,7 +52,8 @@ def ours(store: BagStore, labels: dict[str, int], ids: Sequence[str], spec: Trai
     """Bags a second over the second of two epochs (the first warms up)."""
     ends: list[float] = []
     train_fold(
-        spec.model_copy(update={"epochs": 2}), store, labels, ids[:-1], ids[-1:], 2,
+        spec.model_copy(update={"epochs": 2}), store, {one: (label,) for one, label in labels.items()}, ids[:-1],
+        ids[-1:], CrossEntropy.of([labels[one] for one in ids[:-1]], 2),
         device=device, on_epoch=lambda row: ends.append(time.perf_counter()),
     )  # fmt: skip
     return (len(ids) - 1) / (ends[-1] - ends[-2])
@@ -67,7 +69,7 @@ def plain(store: BagStore, labels: dict[str, int], ids: Sequence[str], spec: Tra
     def run() -> None:
         for bag, label in zip(bags, truth, strict=True):
             optimizer.zero_grad()
-            logits, _ = model(bag, torch.ones(bag.shape[:2], dtype=torch.bool, device=device))
+            logits = model(bag, torch.ones(bag.shape[:2], dtype=torch.bool, device=device)).outputs
             torch.nn.functional.cross_entropy(logits, label).backward()
             optimizer.step()
 

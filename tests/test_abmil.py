@@ -13,6 +13,7 @@ from wsi_dino.mil.abmil import ABMIL, attention_weights
 from wsi_dino.mil.adamw import AdamW
 from wsi_dino.mil.gradient_sum import GradientSum
 from wsi_dino.mil.lanes import open_lanes
+from wsi_dino.mil.objective import CrossEntropy
 from wsi_dino.mil.packed import (
     GradientBuffer,
     PackedWeights,
@@ -26,6 +27,8 @@ from wsi_dino.mil.packed import (
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 1, 9)
+TRUTH = torch.tensor([[0.0], [2.0], [1.0]])
+BAG_WEIGHTS = torch.tensor([0.2, 0.5, 0.3])
 
 
 def _model(dropout: float = 0.0, gated: bool = True, relu: bool = False, seed: int = 0) -> ABMIL:
@@ -91,16 +94,19 @@ def test_order_of_instances_does_not_matter_and_attention_sums_to_one() -> None:
 
 
 def _unit(dtype: torch.dtype = torch.float32, seed: int = 3) -> Unit:
-    weights = torch.tensor([0.2, 0.5, 0.3])
-    return Unit(_instances().to(dtype), LENGTHS, torch.tensor([0, 2, 1]), weights, seed)
+    return Unit(_instances().to(dtype), LENGTHS, seed)
 
 
-def _loss(logits: Tensor, unit: Unit) -> Tensor:
-    return (torch.nn.functional.cross_entropy(logits, unit.labels, reduction="none") * unit.loss_weights).sum()
+def _loss(logits: Tensor) -> Tensor:
+    return (torch.nn.functional.cross_entropy(logits, TRUTH[:, 0].long(), reduction="none") * BAG_WEIGHTS).sum()
+
+
+def _slope(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return CrossEntropy(class_weights=(1, 1, 1)).loss_and_gradient(logits, TRUTH, BAG_WEIGHTS)
 
 
 def _packed_loss(weights: PackedWeights, unit: Unit, buffer: GradientBuffer) -> float:
-    loss = float(gradient(weights, unit, Workspace(CPU), buffer))
+    loss = float(gradient(weights, unit, Workspace(CPU), buffer, _slope))
     buffer.flat.mul_(buffer.scales(weights))
     return loss
 
@@ -119,7 +125,7 @@ def _relative_errors(model: ABMIL, gradients: GradientBuffer) -> dict[str, float
 def test_packed_gradient_equals_autograd_over_padded_bags(gated: bool, relu: bool) -> None:
     model, unit = _model(gated=gated, relu=relu).train(), _unit()
     model.feature_scale.fill_(1.7)
-    loss = _loss(model(*_padded(unit.features))[0], unit)
+    loss = _loss(model(*_padded(unit.features))[0])
     loss.backward()
     gradients = GradientBuffer(model, torch.float32)
     packed_loss = _packed_loss(PackedWeights.of(model, torch.float32, training=True), unit, gradients)
@@ -146,7 +152,7 @@ def test_packed_gradient_with_dropout_equals_autograd_with_the_same_mask(gated: 
     mask = dropout_mask(weights.dropout, (len(unit.features), 32), unit.seed, weights.dtype, CPU)
     keep = mask.bool().float()
     assert float(keep.mean()) == pytest.approx(0.75, abs=0.08)
-    loss = _loss(_forward_with_mask(model, unit, keep, 4 / 3), unit)
+    loss = _loss(_forward_with_mask(model, unit, keep, 4 / 3))
     loss.backward()
     gradients = GradientBuffer(model, torch.float32)
     packed_loss = _packed_loss(weights, unit, gradients)
@@ -171,7 +177,7 @@ def test_rounding_up_costs_little_and_gives_few_sizes() -> None:
 
 def test_bfloat16_gradient_is_near_the_exact_one() -> None:
     model, unit = _model().train(), _unit(torch.bfloat16)
-    _loss(model(*_padded(unit.features.float()))[0], unit).backward()
+    _loss(model(*_padded(unit.features.float()))[0]).backward()
     gradients = GradientBuffer(model, torch.bfloat16)
     _packed_loss(PackedWeights.of(model, torch.bfloat16, training=True), unit, gradients)
     assert max(_relative_errors(model, gradients).values()) < 0.03
@@ -192,7 +198,7 @@ def test_dropout_keeps_the_expected_share_and_scale() -> None:
     weights = PackedWeights.of(model, torch.bfloat16, training=True)
     assert weights.dropout == pytest.approx(0.3, abs=1 / 512)
     assert weights.scale == 1 / (1 - weights.dropout)
-    unit = Unit(torch.zeros(4000, 20, dtype=torch.bfloat16), (4000,), torch.tensor([0]), torch.ones(1), 1)
+    unit = Unit(torch.zeros(4000, 20, dtype=torch.bfloat16), (4000,), 1)
     mask = dropout_mask(weights.dropout, (len(unit.features), 32), unit.seed, weights.dtype, CPU)
     assert set(mask.unique().tolist()) == {-1, 0}
     assert float((mask == 0).float().mean()) == pytest.approx(weights.dropout, abs=0.005)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy_bags import SMALL, make_bags
@@ -10,6 +12,7 @@ from wsi_dino.errors import ConfigError
 from wsi_dino.mil import training
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.joint_training import TrainingJob, train_together
+from wsi_dino.mil.objective import CoxPartialLikelihood, CrossEntropy
 from wsi_dino.mil.stacked import StackedModels, StackedUnit
 from wsi_dino.mil.training import TrainedFold, TrainingSpec, train_fold
 
@@ -19,17 +22,18 @@ FP32 = SMALL.model_copy(update={"precision": "fp32", "epochs": 5, "min_epochs": 
 def _jobs(spec: TrainingSpec, n: int = 3) -> list[TrainingJob]:
     """Jobs with other slides, other numbers of steps and other seeds each."""
     _, cohort = make_bags()
-    labels, ids = {row.slide_id: row.label for row in cohort}, cohort.slide_ids
+    truth, ids = {row.slide_id: (float(row.label),) for row in cohort}, cohort.slide_ids
     jobs = []
     for number in range(n):
         train, val = ids[number : 30 + 5 * number], ids[45 : 52 + number]
-        jobs.append(TrainingJob(spec.model_copy(update={"seed": number}), labels, train, val, 2))
+        objective = CrossEntropy.of([int(truth[slide][0]) for slide in train], 2)
+        jobs.append(TrainingJob(spec.model_copy(update={"seed": number}), truth, train, val, objective))
     return jobs
 
 
 def _alone(job: TrainingJob) -> TrainedFold:
     store, _ = make_bags()
-    return train_fold(job.spec, store, job.labels, job.train_ids, job.val_ids, job.n_classes, threads=1)
+    return train_fold(job.spec, store, job.truth, job.train_ids, job.val_ids, job.objective, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +50,17 @@ def test_each_model_is_the_one_trained_alone(monkeypatch: pytest.MonkeyPatch, ch
             assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
         for name, value in alone.model.state_dict().items():
             torch.testing.assert_close(joint.model.state_dict()[name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_a_loss_that_compares_bags_is_taken_over_each_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_UNIT_ROWS_CPU", (10**9, 10**9))
+    jobs = []
+    for job in _jobs(FP32):
+        survival = {slide: (1.0 + index % 7, float(index % 3 > 0)) for index, slide in enumerate(job.truth)}
+        jobs.append(replace(job, truth=survival, objective=CoxPartialLikelihood(horizon=3.0)))
+    for job, joint in zip(jobs, train_together(jobs, make_bags()[0], device="cpu"), strict=True):
+        for ours, theirs in zip(joint.history, _alone(job).history, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
 def test_a_model_that_stops_early_leaves_the_others_alone() -> None:

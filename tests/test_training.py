@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,14 +17,19 @@ from wsi_dino.evaluation.metrics import auc
 from wsi_dino.feature_file import FeatureFile, write_feature_file
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.inference import score_slides
+from wsi_dino.mil.objective import CoxPartialLikelihood, CrossEntropy, DiscreteTimeHazard, Objective
 from wsi_dino.mil.training import TrainedFold, TrainingSpec, build_model, measure_scale, resolve_precision, train_fold
+
+
+def _classes(truth: dict[str, tuple[int]], ids: Sequence[str], spec: TrainingSpec, n_classes: int = 2) -> CrossEntropy:
+    return CrossEntropy.of([truth[slide_id][0] for slide_id in ids], n_classes, balanced=spec.class_balanced)
 
 
 def _train(spec: TrainingSpec = SMALL, store: BagStore | None = None, threads: int = 1) -> TrainedFold:
     made, cohort = make_bags()
-    labels = {row.slide_id: row.label for row in cohort}
+    truth = {row.slide_id: (row.label,) for row in cohort}
     ids = cohort.slide_ids
-    return train_fold(spec, store or made, labels, ids[:40], ids[40:], 2, threads=threads)
+    return train_fold(spec, store or made, truth, ids[:40], ids[40:], _classes(truth, ids[:40], spec), threads=threads)
 
 
 def _same(first: TrainedFold, second: TrainedFold) -> bool:
@@ -76,9 +83,9 @@ def test_it_learns_and_attends_to_the_witnesses(relu: bool) -> None:
 
 def test_three_classes_are_learnt() -> None:
     store, cohort = make_bags(90, n_classes=3)
-    labels = {row.slide_id: row.label for row in cohort}
+    truth = {row.slide_id: (row.label,) for row in cohort}
     ids = cohort.slide_ids
-    trained = train_fold(SMALL, store, labels, ids[:60], ids[60:], 3)
+    trained = train_fold(SMALL, store, truth, ids[:60], ids[60:], _classes(truth, ids[:60], SMALL, 3))
     predicted = [int(score.probabilities.argmax()) for score in score_slides(trained.model, store, ids[60:])]
     assert np.mean(np.array(predicted) == cohort.labels[60:]) > 0.8
 
@@ -86,8 +93,9 @@ def test_three_classes_are_learnt() -> None:
 def test_best_epoch_is_kept_and_patience_ends_it() -> None:
     spec = SMALL.model_copy(update={"epochs": 200, "patience": 5, "min_epochs": 8})
     store, cohort = make_bags(signal=0.0)  # nothing to learn: it overfits at once
-    labels = {row.slide_id: row.label for row in cohort}
-    trained = train_fold(spec, store, labels, cohort.slide_ids[:40], cohort.slide_ids[40:], 2)
+    truth = {row.slide_id: (row.label,) for row in cohort}
+    ids = cohort.slide_ids
+    trained = train_fold(spec, store, truth, ids[:40], ids[40:], _classes(truth, ids[:40], spec))
     losses = [row["val_loss"] for row in trained.history]
     assert len(losses) < 200
     assert trained.best_epoch == len(losses) - 1 - 5
@@ -150,8 +158,40 @@ def test_published_order_of_classic_set_is_learnt(shared_data: Path) -> None:
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
     store = BagStore.of_arrays({f"b{i}": x[bag == name] for i, name in enumerate(names)})
     order = [f"b{i}" for i in np.random.default_rng(0).permutation(len(names))]
-    labels = {f"b{i}": int(value) for i, value in enumerate(label)}
-    trained = train_fold(TrainingSpec(epochs=40), store, labels, order[:60], order[60:72], 2)
+    truth = {f"b{i}": (int(value),) for i, value in enumerate(label)}
+    spec = TrainingSpec(epochs=40)
+    trained = train_fold(spec, store, truth, order[:60], order[60:72], _classes(truth, order[:60], spec))
     test = order[72:]
     scores = [score.probabilities[1] for score in score_slides(trained.model, store, test)]
-    assert auc(np.array([labels[slide] for slide in test]), np.array(scores)) > 0.75
+    assert auc(np.array([truth[slide][0] for slide in test]), np.array(scores)) > 0.75
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_coupled_loss_is_the_same_however_bags_are_joined_to_units(
+    precision: Literal["fp32", "bf16"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, cohort = make_bags()
+    random, ids = np.random.default_rng(0), cohort.slide_ids
+    truth = {slide_id: (float(random.integers(1, 20)), float(random.random() < 0.6)) for slide_id in ids}
+    spec = SMALL.model_copy(update={"precision": precision, "epochs": 3, "dropout": 0.0, "min_epochs": 3})
+    objective = CoxPartialLikelihood(horizon=5)
+    together = []
+    for rows in ((1, 1), (10**6, 10**6)):
+        monkeypatch.setattr("wsi_dino.mil.training._UNIT_ROWS_CPU", rows)
+        together.append(train_fold(spec, store, truth, ids[:40], ids[40:], objective, threads=1).history)
+    for apart, joined in zip(*together, strict=True):
+        assert apart == pytest.approx(joined, rel=1e-3 if precision == "fp32" else 5e-2)
+
+
+@pytest.mark.parametrize(
+    "objective", [CoxPartialLikelihood(horizon=5), DiscreteTimeHazard(cuts=(5,), end=10, horizon=5)]
+)
+def test_survival_is_learnt(objective: Objective) -> None:
+    store, cohort = make_bags(120)
+    random = np.random.default_rng(1)
+    truth = {row.slide_id: (random.exponential(2 if row.label else 20), 1.0) for row in cohort}
+    ids = cohort.slide_ids
+    trained = train_fold(SMALL, store, truth, ids[:80], ids[80:], objective)
+    outputs = np.stack([score.outputs for score in score_slides(trained.model, store, ids[80:])])
+    risk = objective.scores(torch.from_numpy(outputs))[:, 0].numpy()
+    assert auc(cohort.labels[80:], risk) > 0.9

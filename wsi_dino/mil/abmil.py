@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wsi_dino.mil.mil_model import MilModel, ModelOutput
 
-class ABMIL(nn.Module):
+
+class ABMIL(MilModel):
     """Attention-based MIL with one attention branch for all classes.
 
     For a bag of instances ``x_i``::
@@ -17,8 +19,8 @@ class ABMIL(nn.Module):
         z       = sum_i alpha_i h_i                             the slide's representation
         logits  = H z + c
 
-    The features are divided by one number, the buffer `feature_scale` (1 unless training sets it),
-    so that one recipe fits encoders whose outputs differ in size; the map stays linear. Without
+    The features are divided by one number, the buffer `feature_scale` (1 unless training sets it), so that one
+    recipe fits encoders whose outputs differ in size; the map stays linear. Without
     `gated` the sigmoid branch is absent (Ilse et al. 2018, equation 8).
 
     Args:
@@ -32,12 +34,10 @@ class ABMIL(nn.Module):
 
     Examples:
         >>> model = ABMIL(embed_dim=4, n_classes=2).eval()
-        >>> logits, raw = model(torch.zeros(3, 5, 4), torch.ones(3, 5, dtype=torch.bool))
-        >>> tuple(logits.shape), tuple(raw.shape)
+        >>> seen = model(torch.zeros(3, 5, 4), torch.ones(3, 5, dtype=torch.bool))
+        >>> tuple(seen.outputs.shape), tuple(seen.attention.shape)
         ((3, 2), (3, 5))
     """
-
-    feature_scale: Tensor
 
     def __init__(
         self,
@@ -51,30 +51,20 @@ class ABMIL(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout, self.gated, self.relu = dropout, gated, relu
-        self.register_buffer("feature_scale", torch.ones(()))
         self.projection = nn.Linear(embed_dim, hidden_dim)
         self.attention_v = nn.Linear(hidden_dim, attention_dim, bias=False)
         self.attention_u = nn.Linear(hidden_dim, attention_dim, bias=False) if gated else None
         self.attention_w = nn.Linear(attention_dim, 1, bias=False)
         self.head = nn.Linear(hidden_dim, n_classes)
 
-    def forward(self, bags: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify padded bags.
-
-        Args:
-            bags: ``(n_bags, n, embed_dim)``; what stands in padded rows is ignored.
-            mask: bool ``(n_bags, n)``, True = real; each bag has at least one real instance.
-
-        Returns:
-            logits ``(n_bags, n_classes)`` and raw attention ``(n_bags, n)``, -inf where padded.
-        """
-        bags = bags.masked_fill(~mask[..., None], 0)  # a NaN in the padding must not spread
-        hidden = self.projection(bags / self.feature_scale)
+    def look(self, bags: Tensor, mask: Tensor) -> ModelOutput:
+        """See `MilModel.look`."""
+        hidden = self.projection(bags)
         hidden = torch.relu(hidden) if self.relu else hidden
         hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         raw = self._raw_attention(hidden).masked_fill(~mask, float("-inf"))
         slide = attention_weights(raw)[:, None, :] @ hidden
-        return self.head(slide[:, 0]), raw
+        return ModelOutput(self.head(slide[:, 0]), raw)
 
     def _raw_attention(self, hidden: Tensor) -> Tensor:
         gate = torch.tanh(self.attention_v(hidden))

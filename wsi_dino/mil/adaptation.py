@@ -146,14 +146,14 @@ class SlideHead(nn.Module):
         if self.training and not self.is_scaled:
             self.model.feature_scale.copy_(vectors.detach().square().mean().sqrt().clamp_min(1e-6))
             self.is_scaled.fill_(True)
-        logits, _ = self.model(vectors[None], vectors.new_ones((1, len(vectors)), dtype=torch.bool))
+        logits = self.model(vectors[None], vectors.new_ones((1, len(vectors)), dtype=torch.bool)).outputs
         return logits
 
 
 @lru_cache(maxsize=1)
 def code_fingerprint() -> str:
     """Return what changes with the code that learns adapters."""
-    names = {"encoders": ("adapt.py", "adapter.py", "lora.py"), "mil": ("adaptation.py", "abmil.py")}
+    names = {"encoders": ("adapt.py", "adapter.py", "lora.py"), "mil": ("adaptation.py", "abmil.py", "mil_model.py")}
     texts = [
         resources.files(f"wsi_dino.{room}").joinpath(file).read_text(encoding="utf-8")
         for room, files in names.items()

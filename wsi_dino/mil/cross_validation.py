@@ -18,6 +18,7 @@ from wsi_dino.evaluation.threshold import Threshold, ThresholdPolicy, choose_thr
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.inference import SlideScore, score_slides
+from wsi_dino.mil.objective import CrossEntropy
 from wsi_dino.mil.training import TrainingSpec, train_fold
 from wsi_dino.provenance import fingerprint
 
@@ -106,8 +107,11 @@ def run_fold(
     _check_bags(cohort, bags)
     slides = {subset: cohort.slides_of(fold.patients(subset)) for subset in ("train", *PREDICTED_SUBSETS)}
     labels = {row.slide_id: row.label for row in cohort.rows}
+    taught = [labels[slide_id] for slide_id in slides["train"]]
+    objective = CrossEntropy.of(taught, len(cohort.class_names), balanced=spec.class_balanced)
+    truth = {slide_id: (float(label),) for slide_id, label in labels.items()}
     trained = train_fold(
-        fold_spec(spec, fold_index), bags, labels, slides["train"], slides["val"], len(cohort.class_names),
+        fold_spec(spec, fold_index), bags, truth, slides["train"], slides["val"], objective,
         device=device, threads=threads, on_epoch=on_epoch,
     )  # fmt: skip
     scored = [s for subset in PREDICTED_SUBSETS for s in slides[subset]]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from wsi_dino.mil.abmil import ABMIL, attention_weights
+from wsi_dino.mil.abmil import attention_weights
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.lanes import open_lanes
+from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.mil.packed import Workspace
 
 
@@ -20,13 +21,21 @@ class SlideScore:
 
     Attributes:
         slide_id: the slide.
-        probabilities: float64 ``(n_classes,)``, summing to one.
-        attention: raw attention float32 ``(n,)`` of its tiles, in the order of the feature file.
+        outputs: float64 ``(n_outputs,)``, which the model's objective understands.
+        attention: raw score float32 ``(n,)`` of its tiles, in the order of the feature file; see
+            `ModelRecord.tile_score` for what it means.
+        contributions: float32 ``(n, n_outputs)`` whose sum over the tiles is `outputs`, of models that have them.
     """
 
     slide_id: str
-    probabilities: np.ndarray
+    outputs: np.ndarray
     attention: np.ndarray
+    contributions: np.ndarray | None = None
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 ``(n_classes,)``, summing to one, where the outputs are logits of classes."""
+        return torch.softmax(torch.from_numpy(self.outputs), 0).numpy()
 
     @property
     def attention_weights(self) -> np.ndarray:
@@ -35,7 +44,7 @@ class SlideScore:
 
 
 def score_slides(
-    model: ABMIL,
+    model: MilModel,
     bags: BagStore,
     slide_ids: Sequence[str],
     *,
@@ -62,8 +71,8 @@ def score_slides(
 
 
 @torch.no_grad()
-def _score(model: ABMIL, bags: BagStore, slide_id: str, device: torch.device) -> SlideScore:
+def _score(model: MilModel, bags: BagStore, slide_id: str, device: torch.device) -> SlideScore:
     features = torch.from_numpy(bags.features(slide_id)).to(device).float()[None]
-    logits, raw = model(features, torch.ones(features.shape[:2], dtype=torch.bool, device=device))
-    probabilities = torch.softmax(logits[0].double().cpu(), 0)
-    return SlideScore(slide_id, probabilities.numpy(), raw[0].cpu().numpy())
+    seen = model(features, torch.ones(features.shape[:2], dtype=torch.bool, device=device))
+    added = None if seen.contributions is None else seen.contributions[0].cpu().numpy()
+    return SlideScore(slide_id, seen.outputs[0].double().cpu().numpy(), seen.attention[0].cpu().numpy(), added)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.early_stopping import EarlyStopping
+from wsi_dino.mil.objective import Objective
 from wsi_dino.mil.packed import dropout_mask, rounded_rows
 from wsi_dino.mil.resident_features import ResidentFeatures
 from wsi_dino.mil.stacked import StackedAdamW, StackedModels, StackedUnit
@@ -24,7 +25,6 @@ from wsi_dino.mil.training import (
     TrainedFold,
     TrainingSpec,
     build_model,
-    class_weights,
     drawn_rows,
     epoch_batches,
     measure_scale,
@@ -40,17 +40,17 @@ class TrainingJob:
 
     Attributes:
         spec: architecture and recipe; the jobs of one call differ in the seed alone.
-        labels: class index of each slide.
+        truth: of each slide, as the objective wants it.
         train_ids: slides to learn from, each with at least one tile.
         val_ids: slides to stop by, likewise.
-        n_classes: length of the logits; the same for all jobs.
+        objective: the loss; all jobs have as many outputs.
     """
 
     spec: TrainingSpec
-    labels: Mapping[str, int]
+    truth: Mapping[str, Sequence[float]]
     train_ids: tuple[str, ...]
     val_ids: tuple[str, ...]
-    n_classes: int
+    objective: Objective
 
 
 def train_together(
@@ -86,14 +86,11 @@ class _JointTrainer:
         self._jobs, self._resident, self._device, self._spec = jobs, resident, device, jobs[0].spec
         self._precision = resolve_precision(self._spec.precision, device)
         self._dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
-        models = [build_model(job.spec, bags.embed_dim, job.n_classes) for job in jobs]
+        models = [build_model(job.spec, bags.embed_dim, job.objective.n_outputs) for job in jobs]
         for model, job in zip(models, jobs, strict=True):
             model.feature_scale.fill_(measure_scale(bags, job.train_ids) if job.spec.rescale else 1.0)
         self._models = StackedModels([model.to(device) for model in models])
         self._optimizer = StackedAdamW(self._models.flat, self._spec.weight_decay)
-        self._weights = [
-            class_weights(job.spec, [job.labels[slide] for slide in job.train_ids], job.n_classes) for job in jobs
-        ]
         self._stopping = [EarlyStopping(s.epochs, s.min_epochs, s.patience) for s in (job.spec for job in jobs)]
 
     def run(self, on_epoch: Callable[[int, dict[str, float]], None]) -> list[TrainedFold]:
@@ -114,13 +111,13 @@ class _JointTrainer:
     def _trained(self, row: int) -> TrainedFold:
         job, stopping = self._jobs[row], self._stopping[row]
         best = stopping.best(len(job.train_ids), job.spec.learning_rate)
-        model = build_model(job.spec, self._resident.embed_dim, job.n_classes).eval()
+        model = build_model(job.spec, self._resident.embed_dim, job.objective.n_outputs).eval()
         model.load_state_dict(best)
         return TrainedFold(model, tuple(stopping.history), stopping.best_epoch, self._precision)
 
     def _train_epoch(self, rows: Sequence[int], rate: float) -> dict[int, float]:
         epoch = len(self._stopping[rows[0]].history)
-        batches = {row: epoch_batches(self._jobs[row].spec, self._jobs[row].train_ids, epoch) for row in rows}
+        batches = {row: self._batches(self._jobs[row], epoch) for row in rows}
         losses: dict[int, list[Tensor]] = {row: [] for row in rows}
         for step in range(max(map(len, batches.values()))):
             taking_part = [row for row in rows if step < len(batches[row])]
@@ -129,24 +126,27 @@ class _JointTrainer:
                 losses[row].append(loss)
         return {row: float(torch.stack(each).double().mean()) for row, each in losses.items()}
 
+    def _batches(self, job: TrainingJob, epoch: int) -> list[Batch]:
+        return epoch_batches(job.spec, job.train_ids, epoch, coupled=job.objective.couples_bags)
+
     def _step(self, rows: Sequence[int], batches: Sequence[Batch], rate: float) -> Tensor:
         index = torch.tensor(rows, device=self._device)
         flat = self._models.flat[index].requires_grad_()
         unit = self._unit([batch.slides for batch in batches], [batch.seeds[0] for batch in batches])
         outputs = self._models.forward(flat, self._models.feature_scale[index], unit)
-        losses = self._losses(rows, [batch.slides for batch in batches], outputs)
-        (gradient,) = torch.autograd.grad(losses.sum(), flat)
+        losses, slopes = self._losses(rows, [batch.slides for batch in batches], outputs)
+        (gradient,) = torch.autograd.grad(outputs, flat, slopes)
         self._optimizer.step(rows, gradient, rate)
-        return losses.detach()
+        return losses
 
     @torch.no_grad()
     def _validate(self, rows: Sequence[int]) -> dict[int, float]:
-        """Mean class-weighted cross-entropy on the validation slides of each model."""
+        """Mean loss on the validation slides of each model, bags weighted as in training."""
         slides = [self._jobs[row].val_ids for row in rows]
         index = torch.tensor(rows, device=self._device)
         flat, scale = self._models.flat[index], self._models.feature_scale[index]
         parts = [self._models.forward(flat, scale, self._unit(part)) for part in self._chunks(slides)]
-        losses = self._losses(rows, slides, torch.cat(parts, 1))
+        losses, _ = self._losses(rows, slides, torch.cat(parts, 1))
         return dict(zip(rows, losses.double().tolist(), strict=True))
 
     def _chunks(self, slides: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:
@@ -156,16 +156,29 @@ class _JointTrainer:
         longest = max(map(len, slides))
         return [[each[start : start + size] for each in slides] for start in range(0, longest, size)]
 
-    def _losses(self, rows: Sequence[int], slides: Sequence[Sequence[str]], outputs: Tensor) -> Tensor:
-        """Return the class-weighted mean cross-entropy of each model over its slides ``(len(rows),)``."""
-        labels = torch.zeros(outputs.shape[:2], dtype=torch.int64)
-        weights = torch.zeros(outputs.shape[:2])
-        for place, (row, each) in enumerate(zip(rows, slides, strict=True)):
-            labels[place, : len(each)] = torch.tensor([self._jobs[row].labels[slide] for slide in each])
-            weights[place, : len(each)] = self._weights[row][labels[place, : len(each)]]
-        weights /= weights.sum(1, keepdim=True)
-        log_p = torch.log_softmax(outputs, 2).gather(2, labels.to(outputs.device)[..., None])[..., 0]
-        return -(log_p * weights.to(outputs.device)).sum(1)
+    def _losses(
+        self, rows: Sequence[int], slides: Sequence[Sequence[str]], outputs: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return the mean loss of each model over its slides ``(len(rows),)``, and its gradient at `outputs`."""
+        known = [self._known(self._jobs[row], each) for row, each in zip(rows, slides, strict=True)]
+        # one transfer for all
+        lengths = [len(each) for each in slides]
+        truths = torch.split(torch.cat([truth for truth, _ in known]).to(self._device), lengths)
+        weights = torch.split(torch.cat([weight for _, weight in known]).to(self._device), lengths)
+        losses, slopes = [], torch.zeros_like(outputs)
+        for place, row in enumerate(rows):
+            mine = outputs[place, : lengths[place]].detach()
+            loss, slope = self._jobs[row].objective.loss_and_gradient(mine, truths[place], weights[place])
+            losses.append(loss)
+            slopes[place, : lengths[place]] = slope
+        return torch.stack(losses), slopes
+
+    @staticmethod
+    def _known(job: TrainingJob, slides: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the truth of slides and their weights, which sum to one."""
+        truth = torch.tensor([list(job.truth[slide]) for slide in slides], dtype=torch.float32)
+        weights = job.objective.bag_weights(truth)
+        return truth, weights / weights.sum()
 
     def _unit(self, slides: Sequence[Sequence[str]], seeds: Sequence[int] | None = None) -> StackedUnit:
         """Gather the features of a step; `seeds` = training (dropout and drawn tiles), None = all tiles."""

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from wsi_dino.mil.abmil import ABMIL
 
+# the logits of a unit -> its loss, and the gradient of the step's loss at them
+Slope = Callable[[Tensor], tuple[Tensor, Tensor]]
 _RANDOM_LEVELS = 256  # dropout is rounded to 1/256, so that a byte decides
 
 
@@ -108,15 +110,11 @@ class Unit:
     Attributes:
         features: ``(n, embed_dim)`` in the dtype of the products.
         lengths: instances of each bag; rows after their sum belong to no bag (see `rounded_rows`).
-        labels: int64 ``(n_bags,)``.
-        loss_weights: float32 ``(n_bags,)``; the step's loss is the sum of weight times cross-entropy.
         seed: of the dropout.
     """
 
     features: Tensor
     lengths: Sequence[int]
-    labels: Tensor
-    loss_weights: Tensor
     seed: int = 0
 
     def membership(self) -> Tensor:
@@ -257,13 +255,10 @@ class GradientBuffer:
 
 
 @torch.no_grad()
-def gradient(weights: PackedWeights, unit: Unit, space: Workspace, out: GradientBuffer) -> Tensor:
-    """Write the gradient of one unit's weighted cross-entropy to `out`; return the loss, a scalar tensor."""
+def gradient(weights: PackedWeights, unit: Unit, space: Workspace, out: GradientBuffer, slope: Slope) -> Tensor:
+    """Write the gradient of one unit's loss to `out`; return the loss, a scalar tensor."""
     seen = forward(weights, unit, space)
-    log_p = torch.log_softmax(seen.logits, 1)
-    chosen = unit.labels[:, None]
-    loss = -(log_p.gather(1, chosen)[:, 0] * unit.loss_weights).sum()
-    d_logits = log_p.exp().scatter_add(1, chosen, -torch.ones_like(log_p[:, :1])) * unit.loss_weights[:, None]
+    loss, d_logits = slope(seen.logits)
     d_slide = d_logits @ weights.head
     # the mean is taken off inside the product: after rounding to bfloat16 little would be left of the differences
     mean = (seen.slide * d_slide).sum(1, keepdim=True).to(weights.dtype)

@@ -18,10 +18,12 @@ from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.early_stopping import EarlyStopping
 from wsi_dino.mil.gradient_sum import GradientSum
 from wsi_dino.mil.lanes import Lanes, open_lanes
-from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Unit, Workspace, forward, gradient, rounded_rows
+from wsi_dino.mil.objective import Objective
+from wsi_dino.mil.packed import GradientBuffer, PackedWeights, Slope, Unit, Workspace, forward, gradient, rounded_rows
 
 _UNIT_ROWS_CPU = (256, 512)  # smaller bags are joined until there are so many rows: tiny products are slow
 _UNIT_ROWS_GPU = (131_072, 131_072)
+_COUPLED_BAGS = 4  # times as many bags a step where they are compared with each other
 _UNITS_WANTED = 8  # in a step, if its bags have rows enough, so that each lane gets work
 
 
@@ -85,10 +87,10 @@ class TrainedFold:
 def train_fold(
     spec: TrainingSpec,
     bags: BagStore,
-    labels: Mapping[str, int],
+    truth: Mapping[str, Sequence[float]],
     train_ids: Sequence[str],
     val_ids: Sequence[str],
-    n_classes: int,
+    objective: Objective,
     *,
     device: str | torch.device = "cpu",
     threads: int | None = None,
@@ -101,10 +103,10 @@ def train_fold(
     Args:
         spec: architecture and recipe.
         bags: features of all slides named.
-        labels: class index of each slide.
+        truth: of each slide, as the objective wants it.
         train_ids: slides to learn from, each with at least one tile.
         val_ids: slides to stop by, likewise.
-        n_classes: length of the logits.
+        objective: the loss, and how many outputs a model has.
         device: ``cpu`` or an accelerator.
         threads: lanes on a CPU; None = as many as torch would use.
         on_epoch: called with each row of the history.
@@ -115,7 +117,7 @@ def train_fold(
     """
     device = torch.device(device)
     with open_lanes(device, threads) as lanes:
-        trainer = _Trainer(spec, bags, labels, tuple(train_ids), tuple(val_ids), n_classes, device, lanes)
+        trainer = _Trainer(spec, bags, truth, tuple(train_ids), tuple(val_ids), objective, device, lanes)
         return trainer.run(on_epoch or (lambda row: None))
 
 
@@ -127,15 +129,20 @@ class Batch:
     seeds: tuple[int, ...]
 
 
-def epoch_batches(spec: TrainingSpec, train_ids: Sequence[str], epoch: int) -> list[Batch]:
+def epoch_batches(
+    spec: TrainingSpec, train_ids: Sequence[str], epoch: int, *, coupled: bool = False
+) -> list[Batch]:  # fmt: skip
     """Deal the training slides of one epoch into steps; the same arguments deal them alike.
+
+    With `coupled` bags a step has four times as many: a bag is compared with those of its step alone.
 
     Examples:
         >>> [len(batch.slides) for batch in epoch_batches(TrainingSpec(min_steps=2), list("abcdefg"), 0)]
         [3, 3, 1]
     """
-    steps = max(1, min(spec.min_steps, len(train_ids)))
-    size = min(spec.batch_bags, max(1, len(train_ids) // steps))
+    more = _COUPLED_BAGS if coupled else 1
+    steps = max(1, min(-(-spec.min_steps // more), len(train_ids)))
+    size = min(spec.batch_bags * more, max(1, len(train_ids) // steps))
     random = np.random.default_rng([spec.seed, 1, epoch])
     order = [train_ids[index] for index in random.permutation(len(train_ids))]
     groups = [tuple(order[start : start + size]) for start in range(0, len(order), size)]
@@ -173,16 +180,16 @@ class _Trainer:
     """State of one training: model, optimiser, and where features come from."""
 
     def __init__(
-        self, spec: TrainingSpec, bags: BagStore, labels: Mapping[str, int], train_ids: tuple[str, ...],
-        val_ids: tuple[str, ...], n_classes: int, device: torch.device, lanes: Lanes,
+        self, spec: TrainingSpec, bags: BagStore, truth: Mapping[str, Sequence[float]], train_ids: tuple[str, ...],
+        val_ids: tuple[str, ...], objective: Objective, device: torch.device, lanes: Lanes,
     ) -> None:  # fmt: skip
-        self._spec, self._bags, self._labels, self._lanes, self._device = spec, bags, labels, lanes, device
+        self._spec, self._bags, self._objective, self._lanes, self._device = spec, bags, objective, lanes, device
+        self._truth = {slide_id: torch.tensor(truth[slide_id], dtype=torch.float32) for slide_id in train_ids + val_ids}
         self._train_ids, self._val_ids = train_ids, val_ids
         self._precision = resolve_precision(spec.precision, device)
         self._dtype = torch.bfloat16 if self._precision == "bf16" else torch.float32
         self._unit_rows = _UNIT_ROWS_CPU if device.type == "cpu" else _UNIT_ROWS_GPU
-        self._class_weights = class_weights(spec, [labels[s] for s in train_ids], n_classes)
-        self._model = build_model(spec, bags.embed_dim, n_classes)
+        self._model = build_model(spec, bags.embed_dim, objective.n_outputs)
         if spec.rescale:
             self._model.feature_scale.fill_(measure_scale(bags, train_ids))
         self._model.to(device)
@@ -208,20 +215,20 @@ class _Trainer:
         return TrainedFold(model, tuple(stopping.history), stopping.best_epoch, self._precision)
 
     def _train_epoch(self, epoch: int, rate: float) -> float:
-        batches = epoch_batches(self._spec, self._train_ids, epoch)
+        batches = epoch_batches(self._spec, self._train_ids, epoch, coupled=self._objective.couples_bags)
         losses = [self._step(list(batch.slides), batch.seeds, rate) for batch in batches]
         return float(sum(float(loss) for loss in losses) / len(losses))
 
     def _step(self, batch: list[str], seeds: Sequence[int], rate: float) -> Tensor:
         weights = PackedWeights.of(self._model, self._dtype, training=True)
-        bag_weights = self._bag_weights(batch)
         # the largest are begun first, so that the lanes end together
         groups = sorted(self._units(batch), key=lambda group: -self._rows(batch[i] for i in group))
+        slope_of = self._slopes(batch, seeds, weights)
 
         def work(number: int, space: Workspace) -> Tensor:
             group, buffer = groups[number], self._gradients.borrow()
-            unit = self._unit([batch[i] for i in group], bag_weights[list(group)], space, seeds[group[0]])
-            loss = gradient(weights, unit, space, buffer)
+            unit = self._unit([batch[i] for i in group], space, seeds[group[0]])
+            loss = gradient(weights, unit, space, buffer, slope_of(group))
             self._gradients.add(number, buffer)
             return loss
 
@@ -229,22 +236,41 @@ class _Trainer:
         self._optimizer.step(self._gradients.take(), self._scales, rate, self._lanes)
         return torch.stack(losses).sum()
 
+    def _slopes(self, batch: list[str], seeds: Sequence[int], weights: PackedWeights) -> Callable[[range], Slope]:
+        """Return what tells the loss of each unit and its gradient.
+
+        Where bags are coupled, the logits of the whole step are looked at first (the same seeds drop the same
+        values again), so that no unit need hold them all.
+        """
+        objective, truth, bag_weights = self._objective, *self._known(batch)
+        if not objective.couples_bags:
+            return lambda group: lambda logits: objective.loss_and_gradient(logits, *_of(group, truth, bag_weights))
+        loss, slopes = objective.loss_and_gradient(self._outputs(batch, weights, seeds), truth, bag_weights)
+        return lambda group: lambda logits: (loss * len(group) / len(batch), *_of(group, slopes))
+
+    def _outputs(self, slides: list[str], weights: PackedWeights, seeds: Sequence[int] | None = None) -> Tensor:
+        """Return the logits ``(n_slides, n_outputs)``, in training with `seeds`."""
+
+        def work(group: range, space: Workspace) -> Tensor:
+            seed = None if seeds is None else seeds[group[0]]
+            return forward(weights, self._unit([slides[i] for i in group], space, seed), space).logits
+
+        return torch.cat(self._lanes.map(work, self._units(slides)))
+
+    @torch.no_grad()
     def _validate(self) -> float:
-        """Mean class-weighted cross-entropy on the validation slides."""
+        """Mean loss on the validation slides, bags weighted as in training."""
         slides = list(self._val_ids)
-        weights = PackedWeights.of(self._model, self._dtype, training=False)
-        bag_weights = self._bag_weights(slides)
+        outputs = self._outputs(slides, PackedWeights.of(self._model, self._dtype, training=False))
+        truth, bag_weights = self._known(slides)
+        parts = [range(len(slides))] if self._objective.couples_bags else self._units(slides)
+        return sum(float(self._objective.loss(*_of(part, outputs, truth, bag_weights))) for part in parts)
 
-        def work(group: range, space: Workspace) -> float:
-            unit = self._unit([slides[i] for i in group], bag_weights[list(group)], space)
-            log_p = torch.log_softmax(forward(weights, unit, space).logits, 1)
-            return -float((log_p.gather(1, unit.labels[:, None])[:, 0] * unit.loss_weights).sum())
-
-        return sum(self._lanes.map(work, self._units(slides)))
-
-    def _bag_weights(self, slides: Sequence[str]) -> Tensor:
-        weights = self._class_weights[[self._labels[slide_id] for slide_id in slides]]
-        return weights / weights.sum()
+    def _known(self, slides: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the truth of slides and their weights, which sum to one."""
+        truth = torch.stack([self._truth[slide_id] for slide_id in slides])
+        weights = self._objective.bag_weights(truth)
+        return truth.to(self._device), (weights / weights.sum()).to(self._device)
 
     def _units(self, slides: Sequence[str]) -> list[range]:
         """Join neighbours until a unit is large enough, by sizes alone."""
@@ -263,7 +289,7 @@ class _Trainer:
         sizes = (self._bags.n_tiles[slide_id] for slide_id in slides)
         return sum(min(size, self._spec.max_tiles or size) for size in sizes)
 
-    def _unit(self, slides: list[str], bag_weights: Tensor, space: Workspace, seed: int | None = None) -> Unit:
+    def _unit(self, slides: list[str], space: Workspace, seed: int | None = None) -> Unit:
         """Pack slides; `seed` = training (dropout and drawn tiles), None = all tiles."""
         parts = [self._features(slide_id) for slide_id in slides]
         if seed is not None and self._spec.max_tiles is not None:
@@ -276,8 +302,7 @@ class _Trainer:
         for part, rows in zip(parts, torch.split(features[:n], lengths), strict=True):
             # float16 to bfloat16 directly takes six times as long as by way of float32
             rows.copy_(space("sigmoids", *part.shape).copy_(part) if part.dtype == torch.float16 else part)
-        labels = torch.tensor([self._labels[slide_id] for slide_id in slides], device=self._device)
-        return Unit(features, lengths, labels, bag_weights.to(self._device), seed or 0)
+        return Unit(features, lengths, seed or 0)
 
     def _features(self, slide_id: str) -> Tensor:
         if slide_id in self._on_device:
@@ -302,11 +327,9 @@ def build_model(spec: TrainingSpec, embed_dim: int, n_classes: int) -> ABMIL:
         )  # fmt: skip
 
 
-def class_weights(spec: TrainingSpec, labels: Sequence[int], n_classes: int) -> Tensor:
-    if not spec.class_balanced:
-        return torch.ones(n_classes)
-    counts = np.bincount(labels, minlength=n_classes)
-    return torch.tensor(len(labels) / (n_classes * np.maximum(counts, 1)), dtype=torch.float32)
+def _of(group: range, *tensors: Tensor) -> list[Tensor]:
+    """Return the rows of a unit's bags."""
+    return [tensor[group.start : group.stop] for tensor in tensors]
 
 
 def drawn_rows(n_rows: int, max_tiles: int | None, random: np.random.Generator) -> np.ndarray:
