@@ -1,11 +1,12 @@
 """Bags a second of ABMIL training, beside a plain loop and beside the processor's matrix products.
 
-Run ``python benchmarks/mil.py [--device cuda] [--bags 1000] [--tiles 1000] [--dim 384]``. Three
+Run ``python benchmarks/mil.py [--device cuda] [--bags 1000] [--tiles 1000] [--dim 384] [--models 25]``. These
 things are measured in many short turns, each on other bags, so that a neighbour on the machine
 disturbs all of them alike, and the median of each and of their ratio is printed:
 
 - *ours*: `train_fold`, an epoch of training without its validation;
 - *plain*: the same model, one bag at a time, fp32, autograd, ``torch.optim.AdamW``, a step a bag;
+- *together* (with ``--models N``): `train_together` of N models over the same bags, bags counted once a model;
 - *matmul*: a square-ish matrix product in the precision that ours uses, with the same threads.
 
 The arithmetic counted is that of the matrix products: forward, backward, without the gradient of
@@ -24,6 +25,7 @@ import torch
 
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.bags import BagStore
+from wsi_dino.mil.joint_training import TrainingJob, train_together
 from wsi_dino.mil.objective import CrossEntropy
 from wsi_dino.mil.training import TrainingSpec, resolve_precision, train_fold
 
@@ -57,6 +59,19 @@ def ours(store: BagStore, labels: dict[str, int], ids: Sequence[str], spec: Trai
         device=device, on_epoch=lambda row: ends.append(time.perf_counter()),
     )  # fmt: skip
     return (len(ids) - 1) / (ends[-1] - ends[-2])
+
+
+def together(store: BagStore, labels: dict[str, int], ids: Sequence[str], n_models: int, device: str) -> float:
+    """Bags a second over all models, the second of two epochs."""
+    truth = {slide: (float(labels[slide]),) for slide in ids}
+    objective = CrossEntropy.of([labels[slide] for slide in ids[:-1]], 2)
+    jobs = [
+        TrainingJob(TrainingSpec(epochs=2, seed=seed), truth, tuple(ids[:-1]), tuple(ids[-1:]), objective)
+        for seed in range(n_models)
+    ]
+    ends: list[float] = []
+    train_together(jobs, store, device=device, on_epoch=lambda job, row: ends.append(time.perf_counter()))
+    return n_models * (len(ids) - 1) / (ends[-1] - ends[n_models - 1])
 
 
 def plain(store: BagStore, labels: dict[str, int], ids: Sequence[str], spec: TrainingSpec, device: str) -> float:
@@ -107,6 +122,7 @@ def main() -> None:
     parser.add_argument("--bags", type=int, default=1000)
     parser.add_argument("--tiles", type=int, default=1000)
     parser.add_argument("--dim", type=int, default=384)
+    parser.add_argument("--models", type=int, default=0, help="trained together as one computation")
     options = parser.parse_args()
     spec = TrainingSpec()
     precision = resolve_precision(spec.precision, torch.device(options.device))
@@ -120,10 +136,15 @@ def main() -> None:
         rate = (rate + matmul_flops_per_s(precision, options.device)) / 2
         slow = plain(store, labels, ids[:_PLAIN_BAGS], spec, options.device)
         per_bag = training_flops(float(np.mean([store.n_tiles[s] for s in ids[:-1]])), spec, options.dim)
-        turns.append((fast, slow, rate, fast / slow, fast * per_bag / rate))
-    fast, slow, rate, gain, share = (statistics.median(column) for column in zip(*turns, strict=True))
+        joint = together(store, labels, ids, options.models, options.device) if options.models else float("nan")
+        turns.append((fast, slow, rate, fast / slow, fast * per_bag / rate, joint, joint / slow))
+    fast, slow, rate, gain, share, joint, gain_together = (
+        statistics.median(column) for column in zip(*turns, strict=True)
+    )
     print(f"plain fp32 loop  {slow:9.1f} bags/s")
     print(f"train_fold       {fast:9.1f} bags/s  {gain:6.1f} x the loop")
+    if options.models:
+        print(f"train_together   {joint:9.1f} bags/s  {gain_together:6.1f} x the loop, {options.models} models")
     print(f"matrix products  {rate / 1e9:9.0f} GFLOP/s; training reaches {share:.2f} of it")
 
 
