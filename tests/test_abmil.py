@@ -38,6 +38,11 @@ def _model(dropout: float = 0.0, gated: bool = True, relu: bool = False, seed: i
     return model
 
 
+def _look(model: ABMIL, bags: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    seen = model(bags, mask)
+    return seen.outputs, seen.attention
+
+
 def _instances() -> Tensor:
     return torch.randn(sum(LENGTHS), 20, generator=torch.Generator().manual_seed(1))
 
@@ -65,7 +70,7 @@ def test_forward_equals_the_equations_in_float64(gated: bool) -> None:
     raw = gate @ weights["attention_w.weight"][0]
     alpha = np.exp(raw - raw.max()) / np.exp(raw - raw.max()).sum()
     logits = weights["head.weight"] @ (alpha @ h) + weights["head.bias"]
-    got, got_raw = model(torch.from_numpy(bag)[None], torch.ones(1, len(bag), dtype=torch.bool))
+    got, got_raw = _look(model, torch.from_numpy(bag)[None], torch.ones(1, len(bag), dtype=torch.bool))
     np.testing.assert_allclose(got[0].detach().numpy(), logits, rtol=1e-12)
     np.testing.assert_allclose(got_raw[0].detach().numpy(), raw, rtol=1e-11, atol=1e-14)
     np.testing.assert_allclose(attention_weights(got_raw)[0].detach().numpy(), alpha, rtol=1e-11)
@@ -74,9 +79,9 @@ def test_forward_equals_the_equations_in_float64(gated: bool) -> None:
 @pytest.mark.parametrize("filler", [0.0, 1e4, float("nan"), float("inf")])
 def test_masked_equals_unpadded(filler: float) -> None:
     model, instances = _model().double().eval(), _instances().double()
-    logits, raw = model(*_padded(instances, filler, extra=7))
+    logits, raw = _look(model, *_padded(instances, filler, extra=7))
     for index, bag in enumerate(instances.split(LENGTHS)):
-        alone, alone_raw = model(bag[None], torch.ones(1, len(bag), dtype=torch.bool))
+        alone, alone_raw = _look(model, bag[None], torch.ones(1, len(bag), dtype=torch.bool))
         torch.testing.assert_close(logits[index], alone[0])
         torch.testing.assert_close(raw[index, : len(bag)], alone_raw[0])
         assert (attention_weights(raw)[index, len(bag) :] == 0).all()
@@ -86,8 +91,8 @@ def test_order_of_instances_does_not_matter_and_attention_sums_to_one() -> None:
     model, bag = _model().double().eval(), _instances().double()
     order = torch.randperm(len(bag), generator=torch.Generator().manual_seed(2))
     mask = torch.ones(1, len(bag), dtype=torch.bool)
-    logits, raw = model(bag[None], mask)
-    turned, turned_raw = model(bag[None, order], mask)
+    logits, raw = _look(model, bag[None], mask)
+    turned, turned_raw = _look(model, bag[None, order], mask)
     torch.testing.assert_close(logits, turned)
     torch.testing.assert_close(raw[:, order], turned_raw)
     torch.testing.assert_close(attention_weights(raw).sum(1), torch.ones(1, dtype=torch.float64))
@@ -125,7 +130,7 @@ def _relative_errors(model: ABMIL, gradients: GradientBuffer) -> dict[str, float
 def test_packed_gradient_equals_autograd_over_padded_bags(gated: bool, relu: bool) -> None:
     model, unit = _model(gated=gated, relu=relu).train(), _unit()
     model.feature_scale.fill_(1.7)
-    loss = _loss(model(*_padded(unit.features))[0])
+    loss = _loss(model(*_padded(unit.features)).outputs)
     loss.backward()
     gradients = GradientBuffer(model, torch.float32)
     packed_loss = _packed_loss(PackedWeights.of(model, torch.float32, training=True), unit, gradients)
@@ -177,7 +182,7 @@ def test_rounding_up_costs_little_and_gives_few_sizes() -> None:
 
 def test_bfloat16_gradient_is_near_the_exact_one() -> None:
     model, unit = _model().train(), _unit(torch.bfloat16)
-    _loss(model(*_padded(unit.features.float()))[0]).backward()
+    _loss(model(*_padded(unit.features.float())).outputs).backward()
     gradients = GradientBuffer(model, torch.bfloat16)
     _packed_loss(PackedWeights.of(model, torch.bfloat16, training=True), unit, gradients)
     assert max(_relative_errors(model, gradients).values()) < 0.03
@@ -190,7 +195,7 @@ def test_dropout_differs_by_seed_only_and_is_absent_outside_training() -> None:
     assert torch.equal(logits[0], logits[1])
     assert not torch.equal(logits[0], logits[2])
     still = forward(PackedWeights.of(model, torch.float32, training=False), _unit(), Workspace(CPU)).logits
-    torch.testing.assert_close(still, model.eval()(*_padded(_instances()))[0])
+    torch.testing.assert_close(still, model.eval()(*_padded(_instances())).outputs)
 
 
 def test_dropout_keeps_the_expected_share_and_scale() -> None:

@@ -177,7 +177,7 @@ def test_a_coupled_loss_is_the_same_however_bags_are_joined_to_units(
     objective = CoxPartialLikelihood(horizon=5)
     together = []
     for rows in ((1, 1), (10**6, 10**6)):
-        monkeypatch.setattr("wsi_dino.mil.training._UNIT_ROWS_CPU", rows)
+        monkeypatch.setattr("wsi_dino.mil.packed_training._UNIT_ROWS_CPU", rows)
         together.append(train_fold(spec, store, truth, ids[:40], ids[40:], objective, threads=1).history)
     for apart, joined in zip(*together, strict=True):
         assert apart == pytest.approx(joined, rel=1e-3 if precision == "fp32" else 5e-2)

@@ -32,7 +32,7 @@ from wsi_dino.errors import SlideError, TileGridError
 from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import Fold
 from wsi_dino.item_queue import Item
-from wsi_dino.mil.abmil import ABMIL
+from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.mil.training import TrainingSpec, build_model
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import safe_name
@@ -136,7 +136,7 @@ class SlideHead(nn.Module):
 
     is_scaled: Tensor
 
-    def __init__(self, model: ABMIL) -> None:
+    def __init__(self, model: MilModel) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("is_scaled", torch.zeros((), dtype=torch.bool))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_dino.errors import FeatureFileError, WeightsError
 from wsi_dino.feature_file import IDENTITY_KEYS
-from wsi_dino.mil.abmil import ABMIL
+from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.mil.training import TrainingSpec, build_model
 from wsi_dino.provenance import fingerprint, write_atomically, write_json_atomically
 
@@ -54,7 +54,7 @@ class ModelConfig(BaseModel):
         return fingerprint(self)
 
 
-def save_model(path: Path, model: ABMIL, config: ModelConfig) -> None:
+def save_model(path: Path, model: MilModel, config: ModelConfig) -> None:
     """Write ``NAME.safetensors`` (weights, with the config in its header) and ``NAME.json`` beside it.
 
     Each file is written atomically, the readable copy first; `load_model` needs only the first.
@@ -95,7 +95,7 @@ def read_config(path: Path) -> ModelConfig:
     return config
 
 
-def load_model(path: Path) -> tuple[ABMIL, ModelConfig]:
+def load_model(path: Path) -> tuple[MilModel, ModelConfig]:
     """Read a model, on the CPU and in eval mode, and its config.
 
     Raises:

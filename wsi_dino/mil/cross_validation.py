@@ -15,9 +15,9 @@ from wsi_dino.evaluation.cohort import Cohort, CohortRow
 from wsi_dino.evaluation.metrics import BINARY_METRICS, MULTICLASS_METRICS, binary_metrics, multiclass_metrics
 from wsi_dino.evaluation.split import Fold
 from wsi_dino.evaluation.threshold import Threshold, ThresholdPolicy, choose_threshold
-from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.inference import SlideScore, score_slides
+from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.mil.objective import CrossEntropy
 from wsi_dino.mil.training import TrainingSpec, train_fold
 from wsi_dino.provenance import fingerprint
@@ -50,7 +50,7 @@ class FoldResult:
     history: tuple[dict[str, float], ...]
     best_epoch: int
     precision: str
-    model: ABMIL | None = None
+    model: MilModel | None = None
 
     def to_record(self) -> dict[str, Any]:
         """Return all but the model as plain JSON-able values; floats survive exactly."""
@@ -59,7 +59,7 @@ class FoldResult:
         return {**record, "predictions": list(self.predictions), "history": list(self.history), "threshold": threshold}
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any], model: ABMIL | None = None) -> FoldResult:
+    def from_record(cls, record: Mapping[str, Any], model: MilModel | None = None) -> FoldResult:
         """Rebuild from `to_record`, with the model where it is needed."""
         threshold = Threshold(**record["threshold"]) if record["threshold"] else None
         rows, history = tuple(record["predictions"]), tuple(record["history"])

@@ -13,10 +13,10 @@ import numpy as np
 from wsi_dino.encoders.adapter import is_adapted_to_a_fold, without_fold
 from wsi_dino.errors import ConfigError, FeatureFileError, WeightsError, nearest_name
 from wsi_dino.feature_file import FeatureFile, read_feature_file
-from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.bags import BagStore, features_fingerprint
 from wsi_dino.mil.checkpoint import ModelConfig, find_models, load_model, require_same_encoder
 from wsi_dino.mil.inference import score_slides
+from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.run_folder import RunFolder, safe_name
 
 
@@ -29,7 +29,7 @@ class Ensemble:
         configs: one a model; all of one target, classes and encoder, which may be adapted to each fold.
     """
 
-    models: tuple[ABMIL, ...]
+    models: tuple[MilModel, ...]
     configs: tuple[ModelConfig, ...]
 
     def __post_init__(self) -> None:

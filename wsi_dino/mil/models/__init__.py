@@ -6,9 +6,10 @@ Listing them imports nothing; asking for a record imports that one file (and tor
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsi_dino.errors import ConfigError, nearest_name
 
@@ -68,3 +69,29 @@ def split_result_name(name: str) -> tuple[str, str]:
     """
     encoder, _, model = name.rpartition("+")
     return (encoder, model) if encoder and model in model_names() else (name, DEFAULT_MODEL)
+
+
+def complete_hyperparameters(record: ModelRecord, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all hyper-parameters of a model: those given, and its defaults for the others.
+
+    Raises:
+        ValueError: it has none of a name, or a value is not allowed; in one sentence.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return record.hyperparameters(**given).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            raise ValueError(no_such_hyperparameter(record.name, name, record.hyperparameters.model_fields)) from error
+        said = first["msg"].removeprefix("Value error, ")
+        where = f"{name} = {first['input']}: " if name else ""
+        raise ValueError(f"{record.name}: {where}{said}") from error
+
+
+def no_such_hyperparameter(model: str, name: str, known: Iterable[str]) -> str:
+    """Return the sentence that says so."""
+    known = list(known)
+    return f"{model} has no hyper-parameter {name!r}.{nearest_name(name, known)} It has {', '.join(known)}"
