@@ -68,12 +68,12 @@ def check(
     are another one once more: by their pictures in RUN/thumbnails and by their features.
     `mil` does the same before it learns. Exit code 1 when something would make figures wrong.
     """
-    from wsi_dino.evaluation.cohort import read_label_table
+    from wsi_dino.evaluation.label_table import read_label_table
     from wsi_dino.evaluation.leaks import table_findings
     from wsi_dino.evaluation.split import read_sides
 
-    rows = read_label_table(labels, unique=False)
-    patient_of = {row["slide_id"]: row.get("patient_id", row["slide_id"]) for row in rows}
+    table = read_label_table(labels, unique=False)
+    rows, patient_of = [row.cells for row in table.rows], {row.slide_id: row.patient_id for row in table.rows}
     sides = read_sides(splits, patient_of) if splits is not None else []
     findings = table_findings(rows)
     if run is not None:

@@ -18,6 +18,7 @@ from wsi_dino.errors import CohortError, ConfigError, SlideError
 from wsi_dino.provenance import write_text_atomically
 
 if TYPE_CHECKING:
+    from wsi_dino.evaluation.label_table import LabelTable
     from wsi_dino.pathology.discovery import SlideSource
 
 _SHOWN = 3
@@ -126,10 +127,10 @@ def look_at_labels(labels: Path, slide_ids: Sequence[str]) -> LabelsSeen:
     Raises:
         CohortError: the table cannot be used: no file, no slide_id column, a slide twice, no slide in common.
     """
-    from wsi_dino.evaluation.cohort import read_label_table
+    from wsi_dino.evaluation.label_table import read_label_table
 
-    rows = read_label_table(labels)
-    listed = [row["slide_id"] for row in rows]
+    table = read_label_table(labels)
+    listed = [row.slide_id for row in table.rows]
     matched = set(listed) & set(slide_ids)
     if not matched:
         raise CohortError(
@@ -137,23 +138,23 @@ def look_at_labels(labels: Path, slide_ids: Sequence[str]) -> LabelsSeen:
             f"{_some(listed)}; the slides are {_some(slide_ids)} (file names without their ending)."
         )
     return LabelsSeen(
-        n_rows=len(rows),
+        n_rows=len(listed),
         n_matched=len(matched),
         slides_without_row=sorted(set(slide_ids) - matched),
         rows_without_slide=sorted(set(listed) - matched),
-        has_patient_id="patient_id" in rows[0],
-        tasks={column: counts for column in rows[0] if (counts := _class_counts(labels, column, matched))},
+        has_patient_id=table.has_patient_id,
+        tasks={column: counts for column in table.header if (counts := _class_counts(table, column, matched))},
     )
 
 
-def _class_counts(labels: Path, column: str, matched: set[str]) -> dict[str, int]:
+def _class_counts(table: LabelTable, column: str, matched: set[str]) -> dict[str, int]:
     """Slides of each class, or nothing when the column is no target."""
     from wsi_dino.evaluation.cohort import read_cohort
 
     if column in _IDS or not column:
         return {}
     try:
-        return read_cohort(labels, column).only(matched).counts()
+        return read_cohort(table, column).only(matched).counts()
     except CohortError:
         return {}
 

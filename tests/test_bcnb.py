@@ -12,7 +12,8 @@ import pytest
 from cohort_folders import BCNB_HEADER, BCNB_SPLIT, bcnb_patients, make_bcnb, write_xlsx
 
 from wsi_dino.errors import CohortError
-from wsi_dino.evaluation.cohort import read_cohort, read_columns
+from wsi_dino.evaluation.cohort import read_cohort
+from wsi_dino.evaluation.label_table import read_label_table
 from wsi_dino.evaluation.split import read_split
 from wsi_dino.mil.tasks import find_column, shipped_tasks
 from wsi_dino.pathology.cohorts.bcnb import BcnbSettings, read_bcnb
@@ -45,17 +46,17 @@ def test_whole_download_has_the_published_counts(whole: Path) -> None:
 def test_every_shipped_task_reads_the_table(whole: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     write_labels(labels, read_bcnb(whole, BcnbSettings()))
-    columns = read_columns(labels)
+    table = read_label_table(labels)
     expected = {
         "bcnb-er": [227, 831], "bcnb-pr": [268, 790], "bcnb-her2": [781, 277], "bcnb-aln": [655, 403],
         "bcnb-ki67": [154, 904],
     }  # fmt: skip
     for name, counts in expected.items():
         task = shipped_tasks()[name]
-        target = find_column(task, list(columns))
-        cohort = read_cohort(labels, target, classes=task.classes, class_of=task.class_of(columns[target]))
+        target = find_column(task, table.header)
+        cohort = read_cohort(table, target, classes=task.classes, class_of=task.class_of(table.values(target)))
         assert list(cohort.counts().values()) == counts, name
-        assert not task.cuts(columns[target])  # the table holds classes: the task's own cut has no say
+        assert not task.cuts(table.values(target))  # the table holds classes: the task's own cut has no say
 
 
 @pytest.mark.parametrize(("cut", "positive"), [(14, 904), (20, 838), (0.5, 1047)])

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from wsi_dino.errors import CohortError, ConfigError
-from wsi_dino.evaluation.cohort import Cohort, read_cohort, read_columns
+from wsi_dino.evaluation.cohort import Cohort, read_cohort
+from wsi_dino.evaluation.label_table import read_label_table
 from wsi_dino.mil.tasks import Task, expand_task, find_column, find_task, make_task, shipped_tasks
 
 
 def _cohort(folder: Path, task: Task, column: str, values: list[str]) -> Cohort:
     path = folder / "labels.csv"
     path.write_text(f"slide_id,{column}\n" + "".join(f"S{i},{value}\n" for i, value in enumerate(values)))
-    columns = read_columns(path)
-    found = find_column(task, list(columns))
-    return read_cohort(path, found, classes=task.classes, class_of=task.class_of(columns[found]))
+    table = read_label_table(path)
+    found = find_column(task, table.header)
+    return read_cohort(table, found, classes=task.classes, class_of=task.class_of(table.values(found)))
 
 
 def test_five_bcnb_tasks_are_shipped() -> None:

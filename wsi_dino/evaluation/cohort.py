@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from wsi_dino.errors import CohortError, nearest_name
+from wsi_dino.errors import CohortError
+from wsi_dino.evaluation.label_table import LabelTable, TableRow, is_empty, read_label_table, some
 
+Kind = Literal["classes", "labels", "regression", "survival"]
 MAX_CLASSES = 20
-_SHOWN = 5
-_EMPTY = frozenset({"", "na", "n/a", "nan", "null", "#n/a", "<na>"})
 _NEGATIVE = frozenset(
     {"0", "negative", "neg", "-", "no", "none", "false", "absent", "normal", "benign", "healthy", "control", "wildtype"}
     | {"wild-type", "wild type", "wt", "unmutated", "n0", "low", "non-tumor", "non-tumour"}
@@ -26,7 +25,6 @@ _POSITIVE = frozenset(
     {"1", "positive", "pos", "+", "yes", "true", "present", "abnormal", "malignant", "tumor", "tumour", "cancer"}
     | {"mutated", "mutant", "mut", "n+", "high"}
 )
-_DELIMITERS = (",", ";", "\t")
 
 
 @dataclass(frozen=True)
@@ -36,14 +34,17 @@ class CohortRow:
     Attributes:
         slide_id: name of the slide without folder and ending; always text.
         patient_id: whom the slide is of; the slide itself where the table has no such column.
-        target: the cell as it stands in the table.
+        target: the cell as it stands in the table; of several columns, all of them.
         label: index into the cohort's `class_names`.
+        values: numbers to predict where the target is not a class, one for each of the cohort's `columns`; NaN = not
+            known.
     """
 
     slide_id: str
     patient_id: str
     target: str
     label: int
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,13 @@ class Cohort:
 
     Attributes:
         rows: the labelled slides.
-        class_names: label 0 first; of two classes the last is the positive one.
-        target: name of the column that holds the target.
+        class_names: label 0 first; of two classes the last is the positive one. Where the target is not a class,
+            the groups that folds are balanced by: of survival ``censored`` and ``event``.
+        target: name of the column that holds the target; of several, all of them.
         unlabelled: slide ids whose target cell is empty; they take no part.
+        kind: what the target is.
+        columns: names of the rows' `values`.
+        value_names: of each of several labels the words for 0 and 1.
 
     Raises:
         CohortError: a slide stands twice, or not every class has a slide.
@@ -64,15 +69,25 @@ class Cohort:
     class_names: tuple[str, ...]
     target: str
     unlabelled: tuple[str, ...] = ()
+    kind: Kind = "classes"
+    columns: tuple[str, ...] = ()
+    value_names: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         doubled = [slide for slide, n in Counter(row.slide_id for row in self.rows).items() if n > 1]
         if doubled:
-            raise CohortError(f"Making a cohort: slide_id must be unique, but {_some(doubled)} stand more than once.")
-        missing = [name for label, name in enumerate(self.class_names) if not (self.labels == label).any()]
-        if len(self.class_names) < 2 or missing:
+            raise CohortError(f"Making a cohort: slide_id must be unique, but {some(doubled)} stand more than once.")
+        if not self.rows and self.kind != "classes":
+            raise CohortError(f"Making a cohort for target {self.target!r}: no slide has a value for it.")
+        missing = [self.class_names[label] for label in self.needed if not (self.labels == label).any()]
+        if self.kind == "survival" and missing:
+            raise CohortError(
+                f"Making a cohort for target {self.target!r}: none of {len(self.rows)} slides is of a patient with the "
+                "event, so there is nothing to learn. Check the column of the event: 1, true or yes means it happened."
+            )
+        if (self.kind == "classes" and len(self.class_names) < 2) or missing:
             found = {name: int((self.labels == label).sum()) for label, name in enumerate(self.class_names)}
-            what = f"no slide of class {_some(missing)}" if missing else "only one class"
+            what = f"no slide of class {some(missing)}" if missing else "only one class"
             raise CohortError(
                 f"Making a cohort for target {self.target!r}: {what} among {len(self.rows)} labelled slides "
                 f"({found}). Add slides of the missing class or choose another target."
@@ -98,6 +113,16 @@ class Cohort:
     def labels(self) -> np.ndarray:
         """int64 ``(n_slides,)``."""
         return np.array([row.label for row in self.rows], np.int64)
+
+    @property
+    def needed(self) -> tuple[int, ...]:
+        """Labels without which nothing can be learnt, nor tested: all classes; the event of survival; else none."""
+        return {"classes": tuple(range(len(self.class_names))), "survival": (1,)}.get(self.kind, ())
+
+    @property
+    def values(self) -> np.ndarray:
+        """float64 ``(n_slides, n_columns)``; NaN = not known."""
+        return np.array([row.values for row in self.rows], np.float64).reshape(len(self.rows), len(self.columns))
 
     @cached_property
     def patients(self) -> dict[str, tuple[CohortRow, ...]]:
@@ -130,154 +155,63 @@ class Cohort:
         return tuple(row.slide_id for row in self.rows if row.patient_id in wanted)
 
 
-def read_columns(csv_path: Path) -> dict[str, list[str]]:
-    """Read a label table as text, column by column, in table order.
-
-    Raises:
-        CohortError: as `read_cohort` for whatever is wrong with the table itself.
-    """
-    header, lines = _read_table(csv_path)
-    return {name: [cells[index] for _, cells in lines] for index, name in enumerate(header)}
-
-
-def is_empty(cell: str) -> bool:
-    """Return whether a cell of the target means "not known".
-
-    Examples:
-        >>> is_empty("NA"), is_empty("N0")
-        (True, False)
-    """
-    return cell.lower() in _EMPTY
-
-
 def read_cohort(
-    csv_path: Path, target: str, *, classes: Sequence[str] | None = None, class_of: Mapping[str, str] | None = None
+    table: Path | LabelTable,
+    target: str,
+    *,
+    classes: Sequence[str] | None = None,
+    class_of: Mapping[str, str] | None = None,
 ) -> Cohort:
-    """Read a label table.
+    """Read the classes of one column of a label table.
 
-    Columns: ``slide_id``, optionally ``patient_id``, and any number of targets. Ids are text
-    (``007`` stays ``007``). Rows whose target is empty (or NA, NaN, null) are left out and listed in
-    `Cohort.unlabelled`. Commas, semicolons or tabs separate; the encoding is UTF-8.
-
-    Whole numbers are classes in numeric order. Text is sorted, except that a word for "negative"
-    (negative, neg, normal, benign, no, false, wild type ...) comes first, so that of two classes the
-    positive one is last.
+    Rows whose target is empty (or NA, NaN, null) are left out and listed in `Cohort.unlabelled`. Whole numbers
+    are classes in numeric order. Text is sorted, except that a word for "negative" (negative, neg, normal, benign,
+    no, false, wild type ...) comes first, so that of two classes the positive one is last.
 
     Args:
-        csv_path: the table.
+        table: the table, or where it lies.
         target: name of the column to predict.
         classes: the class names in order, when the order or the set of classes is to be fixed; a
             table that holds 0, 1 ... or other words for negative and positive is understood too.
         class_of: the class for some values of the table, where several values make one class.
 
     Raises:
-        CohortError: no file, not UTF-8, no such column, a slide twice, an empty id, one class only,
-            a target that looks continuous, or a value outside `classes`.
+        CohortError: as `read_label_table`; no such column, one class only, a target that looks continuous,
+            or a value outside `classes`.
     """
-    header, lines = _read_table(csv_path)
-    slide_column = _column(csv_path, header, "slide_id", "every row names its slide there")
-    target_column = _column(csv_path, header, target, "it is the target to predict")
-    patient_column = header.index("patient_id") if "patient_id" in header else slide_column
-    _check_ids(csv_path, lines, slide_column, "slide_id", unique=True)
-    _check_ids(csv_path, lines, patient_column, "patient_id", unique=False)
-    labelled = [(n, cells) for n, cells in lines if cells[target_column].lower() not in _EMPTY]
-    known = class_of or {}
-    values = [(n, known.get(cells[target_column], cells[target_column])) for n, cells in labelled]
-    where = f"{csv_path}, target {target!r}"
-    class_names = tuple(classes) if classes else _class_names(where, values)
-    labels = _labels(where, values, class_names)
+    table = table if isinstance(table, LabelTable) else read_label_table(table)
+    class_names, labels = read_classes(table, target, classes=classes, class_of=class_of)
     rows = tuple(
-        CohortRow(cells[slide_column], cells[patient_column], cells[target_column], label)
-        for (_, cells), label in zip(labelled, labels, strict=True)
+        CohortRow(row.slide_id, row.patient_id, row.cells[target], labels[row.slide_id])
+        for row in table.rows
+        if row.slide_id in labels
     )
-    unlabelled = tuple(cells[slide_column] for _, cells in lines if cells[target_column].lower() in _EMPTY)
+    unlabelled = tuple(row.slide_id for row in table.rows if row.slide_id not in labels)
     try:
         return Cohort(rows, class_names, target, unlabelled)
     except CohortError as error:
-        raise CohortError(f"Reading {csv_path}: {error}") from error
+        raise CohortError(f"Reading {table.path}: {error}") from error
 
 
-def read_label_table(csv_path: Path, *, unique: bool = True) -> list[dict[str, str]]:
-    """Read every row of a label table as text by column, with no target chosen.
-
-    Args:
-        csv_path: the table.
-        unique: refuse a slide that stands twice.
+def read_classes(
+    table: LabelTable, target: str, *, classes: Sequence[str] | None = None, class_of: Mapping[str, str] | None = None
+) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Return the class names of a column, and the label of each slide whose cell is not empty; see `read_cohort`.
 
     Raises:
-        CohortError: no file, not UTF-8, no column slide_id, a slide twice or an empty id.
+        CohortError: as `read_cohort`, but for one class only.
     """
-    header, lines = _read_table(csv_path)
-    slide_column = _column(csv_path, header, "slide_id", "every row names its slide there")
-    _check_ids(csv_path, lines, slide_column, "slide_id", unique=unique)
-    return [dict(zip(header, cells, strict=True)) for _, cells in lines]
+    table.require(target, "it is the target to predict")
+    labelled = [row for row in table.rows if not is_empty(row.cells[target])]
+    values = [(row.line, _class_value(row, target, class_of or {})) for row in labelled]
+    where = f"{table.path}, target {target!r}"
+    class_names = tuple(classes) if classes else _class_names(where, values)
+    labels = _labels(where, values, class_names)
+    return class_names, {row.slide_id: label for row, label in zip(labelled, labels, strict=True)}
 
 
-Lines = list[tuple[int, list[str]]]
-
-
-def _read_table(path: Path) -> tuple[list[str], Lines]:
-    text = _read_text(path)
-    first = text.split("\n", 1)[0]
-    delimiter = max(_DELIMITERS, key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
-    except csv.Error as error:
-        raise CohortError(f"Reading {path}: not a table of text, line {reader.line_num} ({error}).") from error
-    if len(lines) < 2:
-        raise CohortError(f"Reading {path}: expected a header line and at least one row, got {len(lines)} lines.")
-    header = lines[0][1]
-    doubled = [name for name, n in Counter(header).items() if n > 1 and name]
-    if doubled:
-        raise CohortError(f"Reading {path}: column {_some(doubled)} stands more than once in the header.")
-    for line, cells in lines[1:]:
-        if len(cells) != len(header):
-            raise CohortError(f"Reading {path}: line {line} has {len(cells)} cells, the header {len(header)}.")
-    return header, lines[1:]
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except FileNotFoundError as error:
-        raise CohortError(f"Reading the label table {path}: there is no such file.") from error
-    except OSError as error:
-        raise CohortError(f"Reading the label table {path}: {error.strerror or error}.") from error
-    except UnicodeDecodeError as error:
-        kind = "a spreadsheet or binary file" if error.object[:2] in (b"PK", b"\xd0\xcf") else "not UTF-8"
-        raise CohortError(
-            f"Reading the label table {path}: it is {kind} (byte {error.start}). Save it as 'CSV UTF-8'."
-        ) from error
-
-
-def _column(path: Path, header: list[str], name: str, why: str) -> int:
-    if name in header:
-        return header.index(name)
-    raise CohortError(
-        f"Reading {path}: there is no column {name!r} ({why}).{nearest_name(name, header)} "
-        f"Columns there are: {', '.join(header)}."
-    )
-
-
-def _check_ids(path: Path, lines: Lines, column: int, name: str, *, unique: bool) -> None:
-    where: dict[str, list[int]] = {}
-    for line, cells in lines:
-        where.setdefault(cells[column], []).append(line)
-    if "" in where:
-        raise CohortError(f"Reading {path}: {name} is empty in line {_some(where[''])}. Every row needs one.")
-    doubled = {slide: at for slide, at in where.items() if len(at) > 1}
-    if unique and doubled:
-        listed = [f"{slide!r} (lines {', '.join(map(str, at))})" for slide, at in doubled.items()]
-        raise CohortError(
-            f"Reading {path}: {name} must be unique, but {len(doubled)} stand more than once: {_some(listed)}. "
-            "Keep one row a slide."
-        )
-
-
-def _some(items: Sequence[object]) -> str:
-    shown = ", ".join(str(item) for item in items[:_SHOWN])
-    return shown if len(items) <= _SHOWN else f"{shown} and {len(items) - _SHOWN} more"
+def _class_value(row: TableRow, target: str, known: Mapping[str, str]) -> str:
+    return known.get(row.cells[target], row.cells[target])
 
 
 def _whole_number(value: str) -> str | None:
@@ -299,7 +233,7 @@ def _class_names(where: str, values: list[tuple[int, str]]) -> tuple[str, ...]:
         _check_spelling(where, names)
     if len(names) > MAX_CLASSES:
         raise CohortError(
-            f"Reading {where}: {len(names)} different values ({_some(names)}), more than the {MAX_CLASSES} classes "
+            f"Reading {where}: {len(names)} different values ({some(names)}), more than the {MAX_CLASSES} classes "
             "that make sense; it looks continuous, or like an identifier. Make classes of it first."
         )
     return tuple(names)
@@ -331,7 +265,7 @@ def _labels(where: str, values: list[tuple[int, str]], class_names: tuple[str, .
     unknown = [f"{value!r} (line {line})" for line, value in values if by_value[value] is None]
     if unknown:
         raise CohortError(
-            f"Reading {where}: {_some(unknown)} is none of the classes {', '.join(class_names)}. "
+            f"Reading {where}: {some(unknown)} is none of the classes {', '.join(class_names)}. "
             "Correct the table, or empty those cells to leave the slides out."
         )
     return [label for _, value in values if (label := by_value[value]) is not None]

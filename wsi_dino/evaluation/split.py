@@ -101,6 +101,8 @@ class Split:
 def make_folds(cohort: Cohort, k: int, seed: int) -> Split:
     """Deal the patients into `k` test folds, stratified by class; an eighth of the rest validates.
 
+    Survival is stratified by whether the event was seen, numbers by quarters, several labels by combination.
+
     With five folds that is train:val:test = 7:1:2. Each patient is tested exactly once. The result
     depends on the set of patients and their labels, `k` and `seed` alone, not on the order of rows.
     A patient with slides of several classes is stratified by that combination.
@@ -111,10 +113,9 @@ def make_folds(cohort: Cohort, k: int, seed: int) -> Split:
     """
     if k < 2:
         raise SplitError(f"Making folds: expected at least 2, got {k}. To train once, give a split file.")
-    strata = _strata(cohort)
     _check_enough_patients(cohort, k)
-    tests = _deal(strata, k, seed)
-    folds = tuple(_with_validation(strata, set(test), seed, index) for index, test in enumerate(tests))
+    tests = _deal(_strata(cohort), k, seed)
+    folds = tuple(_with_validation(cohort, set(test), seed, index) for index, test in enumerate(tests))
     split = Split(folds, f"{k}-fold, seed {seed}", seed)
     check_split(split, cohort)
     return split
@@ -129,14 +130,21 @@ def _strata(cohort: Cohort) -> dict[tuple[int, ...], list[str]]:
 
 def _check_enough_patients(cohort: Cohort, k: int) -> None:
     needed = max(k, _MIN_PATIENTS)
-    for label, name in enumerate(cohort.class_names):
+    for label in cohort.needed:
         n = sum(any(row.label == label for row in rows) for rows in cohort.patients.values())
-        if n < needed:
-            advice = f"Use at most --folds {n}" if n >= _MIN_PATIENTS else f"At least {_MIN_PATIENTS} are needed"
-            raise SplitError(
-                f"Making {k} folds for target {cohort.target!r}: class {name!r} has {n} patients, fewer than "
-                f"the {needed} it takes to have some in each fold. {advice}, or add patients of that class."
-            )
+        name = cohort.class_names[label]
+        _require(n, needed, k, cohort, f"class {name!r} has" if cohort.kind == "classes" else f"the {name} was seen in")
+    if not cohort.needed:
+        _require(len(cohort.patients), needed, k, cohort, "there are")
+
+
+def _require(n: int, needed: int, k: int, cohort: Cohort, what: str) -> None:
+    if n < needed:
+        advice = f"Use at most --folds {n}" if n >= _MIN_PATIENTS else f"At least {_MIN_PATIENTS} are needed"
+        raise SplitError(
+            f"Making {k} folds for target {cohort.target!r}: {what} {n} patients, fewer than "
+            f"the {needed} it takes to have some in each fold. {advice}, or add such patients."
+        )
 
 
 def _deal(strata: Mapping[tuple[int, ...], list[str]], k: int, seed: int) -> list[list[str]]:
@@ -174,21 +182,30 @@ def make_repeats(cohort: Cohort, subset_of: Mapping[str, str], n: int, seed: int
         folds = [Fold(*(tuple(members[name]) for name in SUBSETS))] * n
     else:
         outside = set(members["test"])
-        folds = [_with_validation(_strata(cohort), outside, seed, number) for number in range(n)]
+        folds = [_with_validation(cohort, outside, seed, number) for number in range(n)]
     split = Split(tuple(folds), f"{scheme}, {n} seeds from {seed}", seed)
     check_split(split, cohort)
     return split
 
 
-def _with_validation(strata: Mapping[tuple[int, ...], list[str]], test: set[str], seed: int, fold: int) -> Fold:
-    left = [[patient for patient in patients if patient not in test] for patients in strata.values()]
-    sizes = _validation_sizes([len(patients) for patients in left])
-    val: list[str] = []
-    for number, (patients, size) in enumerate(zip(left, sizes, strict=True)):
-        shuffled = np.random.default_rng([seed, 1 + fold, number]).permutation(len(patients))
-        val += [patients[index] for index in shuffled[:size]]
+def _with_validation(cohort: Cohort, test: set[str], seed: int, fold: int) -> Fold:
+    left = [[patient for patient in patients if patient not in test] for patients in _strata(cohort).values()]
+    randoms = [np.random.default_rng([seed, 1 + fold, number]) for number in range(len(left))]
+    shuffled = [[p[i] for i in random.permutation(len(p))] for p, random in zip(left, randoms, strict=True)]
+    if cohort.needed:
+        sizes = _validation_sizes([len(patients) for patients in left])
+        val = [patient for patients, size in zip(shuffled, sizes, strict=True) for patient in patients[:size]]
+    else:
+        val = _every_eighth([patient for patients in shuffled for patient in patients], seed, fold)
     train = sorted({patient for patients in left for patient in patients} - set(val))
     return Fold(tuple(train), tuple(sorted(val)), tuple(sorted(test)))
+
+
+def _every_eighth(ordered: list[str], seed: int, fold: int) -> list[str]:
+    """Many small groups that no subset need hold: neighbours are alike, so an even comb is balanced."""
+    step = round(1 / _VAL_SHARE)
+    start = int(np.random.default_rng([seed, 1 + fold, step]).integers(min(step, len(ordered))))
+    return ordered[start::step]
 
 
 def _validation_sizes(sizes: list[int]) -> list[int]:
@@ -224,10 +241,11 @@ def check_split(split: Split, cohort: Cohort) -> None:
 def _check_classes(where: str, fold: Fold, cohort: Cohort) -> None:
     for subset in SUBSETS:
         present = {row.label for patient in fold.patients(subset) for row in cohort.patients[patient]}
-        absent = [name for label, name in enumerate(cohort.class_names) if label not in present]
+        absent = [cohort.class_names[label] for label in cohort.needed if label not in present]
         if absent:
+            what = "no slide of class" if cohort.kind == "classes" else "nobody with the"
             raise SplitError(
-                f"{where}: {subset} ({len(fold.patients(subset))} patients) has no slide of class {_some(absent)}. "
+                f"{where}: {subset} ({len(fold.patients(subset))} patients) has {what} {_some(absent)}. "
                 "Use fewer folds, another seed, or more patients."
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from wsi_dino.evaluation.cohort import Cohort, CohortRow
 from wsi_dino.evaluation.leaks import Finding, duplicate_findings, patients_with_several_labels, table_findings
 from wsi_dino.evaluation.near_duplicates import NearDuplicate, find_near_duplicates
 from wsi_dino.evaluation.split import Split
@@ -37,10 +38,10 @@ def check_material(
     report(0, total=len(pictures))
     near = _near_duplicates(tuple(pictures.items()), report)
     patient_of = {row.slide_id: row.patient_id for row in cohort.rows}
-    label_of = {row.slide_id: cohort.class_names[row.label] for row in cohort.rows}
+    label_of = {row.slide_id: _label(cohort, row) for row in cohort.rows}
     sides = [fold.subset_of() for fold in split]
     found = duplicate_findings(near, dict(material.features_fingerprint), patient_of, label_of, sides)
-    if material.has_patient_id and cohort.conflicting_patients:
+    if material.has_patient_id and cohort.kind == "classes" and cohort.conflicting_patients:
         found.append(patients_with_several_labels(cohort.target, cohort.conflicting_patients))
     columns = ("slide_id", "patient_id", "centre") if material.has_patient_id else ("slide_id",)
     plain = [{name: material.table.get(row.slide_id, {}).get(name, "") for name in columns} for row in cohort.rows]
@@ -48,6 +49,10 @@ def check_material(
         *found,
         *table_findings([{**cells, "slide_id": r.slide_id} for cells, r in zip(plain, cohort, strict=True)]),
     ]
+
+
+def _label(cohort: Cohort, row: CohortRow) -> str:
+    return cohort.class_names[row.label] if cohort.kind == "classes" else row.target
 
 
 _known: dict[tuple[tuple[str, Path], ...], list[NearDuplicate]] = {}

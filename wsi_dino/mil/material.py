@@ -7,13 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wsi_dino.encoders.adapter import is_adapted_to_a_fold
 from wsi_dino.errors import CohortError, ConfigError, FeatureFileError, SplitError, nearest_name
-from wsi_dino.evaluation.cohort import Cohort, read_cohort, read_columns, read_label_table
+from wsi_dino.evaluation.cohort import Cohort, read_cohort
+from wsi_dino.evaluation.label_table import LabelTable, read_label_table
 from wsi_dino.evaluation.split import SUBSETS
+from wsi_dino.evaluation.target_columns import read_several_labels, read_survival, read_values
 from wsi_dino.feature_file import read_provenance
 from wsi_dino.mil.bags import BagStore, features_fingerprint
-from wsi_dino.mil.tasks import Task, find_column
+from wsi_dino.mil.tasks import Task, find_columns
 from wsi_dino.run_folder import RunFolder, safe_name
 
 BROKEN = "broken feature file"
@@ -140,18 +144,44 @@ def read_labels(task: Task, labels: Path, *, test: bool = False) -> Labels:
     Raises:
         CohortError: something is wrong with the table, or the scheme takes none of its slides.
     """
-    columns = read_columns(labels)
-    target = find_column(task, list(columns))
-    class_of = task.class_of(columns[target])
-    table = {row["slide_id"]: row for row in read_label_table(labels)}
-    kept = _kept(task, table, labels, test=test)
-    cohort = read_cohort(labels, target, classes=task.classes, class_of=class_of)
+    table = read_label_table(labels)
+    told = task.with_columns(find_columns(task, table.header))
+    rows = {row.slide_id: row.cells for row in table.rows}
+    kept = _kept(task, rows, labels, test=test)
+    cohort = _read_target(told, table)
     unlabelled = tuple(slide_id for slide_id in cohort.unlabelled if slide_id in kept)
     cohort = replace(cohort.only(kept), unlabelled=unlabelled)
-    threshold = task.threshold if task.cuts(columns[target]) else None
-    told = task.model_copy(update={"target": target, "threshold": threshold})
-    rows = {slide_id: table[slide_id] for slide_id in cohort.slide_ids}
-    return Labels(told, cohort, rows, "patient_id" in columns, frozenset(table))
+    return Labels(
+        _resolved(told, table, cohort), cohort, {slide_id: rows[slide_id] for slide_id in cohort.slide_ids},
+        table.has_patient_id, frozenset(rows),
+    )  # fmt: skip
+
+
+def _read_target(task: Task, table: LabelTable) -> Cohort:
+    if task.kind == "survival":
+        return read_survival(table, task.time, task.event)
+    if task.kind == "regression":
+        return read_values(table, task.target)
+    if task.kind == "labels":
+        return read_several_labels(table, task.targets, task.classes)
+    return read_cohort(table, task.target, classes=task.classes, class_of=task.class_of(table.values(task.target)))
+
+
+def _resolved(task: Task, table: LabelTable, cohort: Cohort) -> Task:
+    """Return the task with what only the table tells: whether its threshold cuts, and the horizon of survival."""
+    if task.kind == "classes":
+        threshold = task.threshold if task.cuts(table.values(task.target)) else None
+        return task.model_copy(update={"threshold": threshold})
+    if task.kind != "survival":
+        return task
+    outcomes = np.array([rows[0].values for rows in cohort.patients.values()])
+    horizon = task.horizon or float(np.median(outcomes[outcomes[:, 1] == 1, 0]))
+    if horizon > outcomes[:, 0].max():
+        raise CohortError(
+            f"Reading {table.path}: the horizon of task {task.name} is {horizon:g}, but nobody was watched longer than "
+            f"{outcomes[:, 0].max():g} (column {task.time!r}). Choose an earlier one."
+        )
+    return task.model_copy(update={"horizon": horizon})
 
 
 def gather_material(
@@ -257,14 +287,15 @@ def _check_apart(task: Task, train: _Side, test: _Side) -> None:
 def _one_cohort(cohorts: Sequence[Cohort]) -> Cohort:
     first = cohorts[0]
     for other in cohorts[1:]:
-        if other.class_names != first.class_names:
+        if first.kind == "classes" and other.class_names != first.class_names:
             raise CohortError(
                 f"Testing on another cohort: its classes of {other.target!r} are {', '.join(other.class_names)}, those "
                 f"to train on {', '.join(first.class_names)}. Name `classes:` in the task."
             )
     rows = tuple(row for cohort in cohorts for row in cohort.rows)
     unlabelled = tuple(slide_id for cohort in cohorts for slide_id in cohort.unlabelled)
-    return Cohort(rows, first.class_names, first.target, unlabelled)
+    longest = max((cohort.class_names for cohort in cohorts), key=len)  # combinations of labels; else all are equal
+    return replace(first, rows=rows, class_names=longest, unlabelled=unlabelled)
 
 
 def subsets_of(

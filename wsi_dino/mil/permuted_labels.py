@@ -43,7 +43,7 @@ def permuted_cohort(cohort: Cohort, seed: int, subset_of: Mapping[str, str] | No
             givers = cohort.patients[patients[index]]
             for position, row in enumerate(cohort.patients[patient]):
                 giver = givers[position % len(givers)]
-                new[row.slide_id] = replace(row, target=giver.target, label=giver.label)
+                new[row.slide_id] = replace(row, target=giver.target, label=giver.label, values=giver.values)
     return replace(cohort, rows=tuple(new[row.slide_id] for row in cohort.rows))
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsi_dino.errors import CohortError, ConfigError, nearest_name
+from wsi_dino.evaluation.cohort import Kind
 
 _CONFIGS = "wsi_dino.configs"
 _ALL = "all-"
@@ -71,7 +72,14 @@ class Task(BaseModel):
 
     Attributes:
         name: as typed after ``--task``; results lie in a folder of that name.
+        kind: what is predicted: one of several ``classes``, several yes-or-no ``labels`` at once, a number
+            (``regression``), or ``survival``.
         target: column of the label table.
+        targets: of ``labels``: their columns.
+        time, event: of ``survival``: columns of the time, and of whether the event was seen.
+        survival_head: of ``survival``: ``discrete`` (a hazard for each interval of time) or ``cox``.
+        intervals: of the discrete head.
+        horizon: of ``survival``: time at which calibration is looked at; None = the median time to an event.
         classes: class names in order, the negative one first; None = found in the table.
         merge: for each class the values of the table that count as it besides its own name.
         threshold: for a target of numbers: a value at or above it is of the second class.
@@ -87,12 +95,56 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    kind: Kind = "classes"
     target: str
+    targets: tuple[str, ...] = ()
+    time: str = ""
+    event: str = ""
+    survival_head: Literal["discrete", "cox"] = "discrete"
+    intervals: int = Field(default=4, ge=1)
+    horizon: float | None = Field(default=None, gt=0)
     classes: tuple[str, ...] | None = None
     merge: dict[str, tuple[str, ...]] = {}
     threshold: float | None = None
     scheme: Scheme = Scheme()
     description: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_target(cls, content: Any) -> Any:
+        """Let several columns imply their kind and stand for the target."""
+        if not isinstance(content, dict):
+            return content
+        several = content.get("targets") or ()
+        survival = [content[name] for name in ("time", "event") if content.get(name)]
+        implied = "labels" if several else "survival" if survival else "classes"
+        columns = several if isinstance(several, list | tuple) and several else survival
+        target = {"target": ", ".join(map(str, columns))} if columns else {}
+        return {**content, "kind": content.get("kind", implied), **target}
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Task:
+        belongs = dict.fromkeys(("time", "event", "survival_head", "intervals", "horizon"), "survival")
+        belongs |= {"targets": "labels", "merge": "classes", "threshold": "classes", "classes": "classes labels"}
+        for name, kinds in belongs.items():
+            if name in self.model_fields_set and getattr(self, name) and self.kind not in kinds.split():
+                raise ValueError(f"{name} belongs to kind {kinds.replace(' ', ' or ')}, this one is {self.kind}")
+        if self.kind == "survival" and not (self.time and self.event):
+            raise ValueError("kind survival needs `time` and `event`: two columns of the label table")
+        if self.kind == "labels" and (len(self.targets) < 2 or len(set(self.targets)) < len(self.targets)):
+            raise ValueError("kind labels needs `targets`: two or more different columns of the label table")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the label table that hold what is predicted."""
+        return {"labels": self.targets, "survival": (self.time, self.event)}.get(self.kind, (self.target,))
+
+    def with_columns(self, found: Sequence[str]) -> Task:
+        """Return the task with its columns as the label table spells them."""
+        names = {"labels": ("targets",), "survival": ("time", "event")}.get(self.kind, ())
+        values = (tuple(found),) if self.kind == "labels" else tuple(found)
+        return self.model_copy(update={"target": ", ".join(found), **dict(zip(names, values, strict=False))})
 
     @model_validator(mode="after")
     def _check(self) -> Task:
@@ -168,17 +220,22 @@ def make_task(name: str, content: Mapping[str, Any]) -> Task:
         raise ConfigError(f"Reading task {name}: {place}: {first['msg']}.{near}".replace(": :", ":")) from error
 
 
-def find_task(name: str | None, target: str | None, own: Mapping[str, Mapping[str, Any]]) -> Task:
+def find_task(
+    name: str | None, target: str | None, own: Mapping[str, Mapping[str, Any]], asked: Mapping[str, Any] | None = None
+) -> Task:
     """Find a task by name, among the project's own ones first, then the shipped ones.
 
     Args:
         name: after ``--task``; None makes a task of the target column's name.
         target: after ``--target``; overrides the column of a named task.
         own: ``tasks`` of wsi-dino.yaml.
+        asked: more of a task's content that the command line states; overrides that of a named task.
 
     Raises:
         ConfigError: neither is given, no task has the name, or its YAML is wrong.
     """
+    if asked:
+        return _asked_task(name, target, own, asked)
     if name is None:
         if not target:
             raise ConfigError("What is to be predicted? Give --task NAME, or --target COLUMN of the label table.")
@@ -196,6 +253,23 @@ def find_task(name: str | None, target: str | None, own: Mapping[str, Mapping[st
             "Others are defined under `tasks:` in wsi-dino.yaml, or by --target COLUMN."
         )
     return task if target is None else task.model_copy(update={"target": target})
+
+
+def _asked_task(
+    name: str | None, target: str | None, own: Mapping[str, Mapping[str, Any]], asked: Mapping[str, Any]
+) -> Task:
+    """Make the task that the options describe, on top of a named one if there is one."""
+    known = {**{one: task.model_dump(exclude_unset=True) for one, task in shipped_tasks().items()}, **own}
+    content = {**known.get(name or "", {}), **({"target": target} if target else {}), **asked}
+    made = make_task(name or "", content)
+    if made.kind in ("classes", "regression") and "target" not in content:
+        raise ConfigError("What is to be predicted? Give --target COLUMN of the label table.")
+    return made if name else made.model_copy(update={"name": _name_of(made)})
+
+
+def _name_of(task: Task) -> str:
+    """Return the name of a task that has none: its columns."""
+    return f"survival-{task.time}" if task.kind == "survival" else "+".join(task.columns)
 
 
 def expand_task(name: str, own: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -222,8 +296,20 @@ def expand_task(name: str, own: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return members
 
 
-def find_column(task: Task, header: Sequence[str]) -> str:
-    """Return the column of `header` that holds the task's target.
+def find_columns(task: Task, header: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns of `header` that hold what the task predicts; see `find_column`.
+
+    Raises:
+        CohortError: one is missing, several fit equally well, or two are the same.
+    """
+    found = tuple(find_column(task, header, column) for column in task.columns)
+    if len(set(found)) < len(found):
+        raise CohortError(f"Finding the targets of task {task.name}: {', '.join(found)} is named twice.")
+    return found
+
+
+def find_column(task: Task, header: Sequence[str], target: str | None = None) -> str:
+    """Return the column of `header` that holds the task's target, or another column by the name `target`.
 
     It is the column of the target's name; else, whatever its case; else one named like the task:
     ``bcnb-er``, ``bcnb_er`` or ``er``.
@@ -236,9 +322,10 @@ def find_column(task: Task, header: Sequence[str]) -> str:
         >>> find_column(task, ["slide_id", "er"]), find_column(task, ["slide_id", "bcnb_er"])
         ('er', 'bcnb_er')
     """
-    if task.target in header:
-        return task.target
-    for wanted in (task.target, task.name, task.name.partition("-")[2]):
+    asked = target or task.target
+    if asked in header:
+        return asked
+    for wanted in (asked, *((task.name, task.name.partition("-")[2]) if asked == task.target else ())):
         fitting = [column for column in header if wanted and _folded(column) == _folded(wanted)]
         if len(fitting) > 1:
             raise CohortError(
@@ -247,10 +334,11 @@ def find_column(task: Task, header: Sequence[str]) -> str:
             )
         if fitting:
             return fitting[0]
-    near = nearest_name(task.target, header)
+    near = nearest_name(asked, header)
+    option = "--survival" if task.kind == "survival" else "--target"
     raise CohortError(
-        f"Finding the target of task {task.name}: the label table has no column {task.target!r}.{near} "
-        f"Columns there are: {', '.join(header)}. Name one with --target."
+        f"Finding the target of task {task.name}: the label table has no column {asked!r}.{near} "
+        f"Columns there are: {', '.join(header)}. Name one with {option}."
     )
 
 
