@@ -25,9 +25,10 @@ import torch
 
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.bags import BagStore
-from wsi_dino.mil.joint_training import TrainingJob, train_together
+from wsi_dino.mil.joint_training import train_together
 from wsi_dino.mil.objective import CrossEntropy
 from wsi_dino.mil.training import TrainingSpec, resolve_precision, train_fold
+from wsi_dino.mil.training_job import TrainingJob
 
 _PLAIN_BAGS = 20
 _TURN_BAGS = {"cpu": 257, "cuda": 1000}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,8 @@ from wsi_dino.cli.run_pictures import RunPictures
 from wsi_dino.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
-    from wsi_dino.mil.run import MilRequest
+    from wsi_dino.mil.material import Material
+    from wsi_dino.mil.run import Bars, MilRequest
     from wsi_dino.mil.tasks import Task
     from wsi_dino.mil.training import TrainingSpec
     from wsi_dino.run_folder import RunFolder
@@ -190,9 +190,7 @@ def mil(
 
     encoders = plan.encoders if adapt else choose_encoders(plan.run, plan.encoders)
     pairs = [(name, one) for name in plan.tasks for one in encoders]
-    outcomes = []
-    for chosen, name in pairs:
-        outcomes.append(_one_pair(plan, chosen, name, several=len(pairs) > 1))
+    outcomes = _all_pairs(plan, pairs)
     if as_json:
         console.print_json(outcome_json(plan.run.path, outcomes))
     else:
@@ -267,31 +265,73 @@ def _training_spec(given: dict[str, Any]) -> TrainingSpec:
         raise ConfigError(f"--{option.replace('_', '-')} {first['input']}: {first['msg']}.") from error
 
 
-def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> Done:
-    from wsi_dino.mil.material import gather_material
-    from wsi_dino.mil.run import run_mil
+def _all_pairs(plan: _Plan, pairs: list[tuple[Task, str]]) -> list[Done]:
+    from wsi_dino.mil.joint_work import trains_together
+
+    learning = _request(plan, *pairs[0]).learning
+    if plan.given["adapt"] or not trains_together(learning):
+        return [_one_pair(plan, task, name, several=len(pairs) > 1) for task, name in pairs]
+    encoders = dict.fromkeys(name for _, name in pairs)
+    done = {name: _tasks_together(plan, [task for task, other in pairs if other == name], name) for name in encoders}
+    return [done[name][task.name] for task, name in pairs]
+
+
+def _tasks_together(plan: _Plan, tasks: list[Task], encoder: str) -> dict[str, Done]:
+    """Learn all folds of all tasks over one encoder's features as one computation."""
+    from wsi_dino.mil.joint_work import work_together
+    from wsi_dino.mil.run import finish_task, open_task
+
+    several = len(tasks) > 1
+    opened = {}
+    for task in tasks:
+        material, bars = _material(plan, task, encoder), _bars(task, encoder, several=several)
+        opened[task.name] = open_task(plan.run, material, _request(plan, task, encoder), bars=bars, say=console.say)
+    with console.progress(f"mil {encoder}: models trained together", unit="epochs") as progress:
+        work_together(list(opened.values()), progress)
+    done = {}
+    for task in tasks:
+        bars = _bars(task, encoder, several=several)
+        outcome = finish_task(opened[task.name], pictures=_pictures(plan, task), bars=bars)
+        done[task.name] = Done(opened[task.name].material, outcome)
+    return done
+
+
+def _bars(task: Task, encoder: str, *, several: bool) -> Bars:
+    title = f"mil {task.name} {encoder}: " if several else "mil: "
+    return lambda what, unit: console.progress(title + what, unit=unit)
+
+
+def _pictures(plan: _Plan, task: Task) -> RunPictures:
     from wsi_dino.run_folder import RunFolder
 
+    return RunPictures(plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else []))
+
+
+def _material(plan: _Plan, task: Task, encoder: str) -> Material:
+    """Read labels and features, and tell which slides take no part."""
+    from wsi_dino.mil.material import gather_material
+    from wsi_dino.mil.permuted_labels import permute_labels
+
     given = plan.given
+    console.say(f"mil: reading labels and features of {encoder} for {task.name}")
+    material = gather_material(plan.run, task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"])
+    if given["permute_labels"] is not None:
+        material = permute_labels(material, given["permute_labels"])
+    say_exclusions(material)
+    return material
+
+
+def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> Done:
+    from wsi_dino.mil.run import run_mil
+
+    given, bars = plan.given, _bars(task, encoder, several=several)
     request = _request(plan, task, encoder)
-    title = f"mil {task.name} {encoder}: " if several else "mil: "
-
-    def bars(what: str, unit: str) -> AbstractContextManager[console.Progress]:
-        return console.progress(title + what, unit=unit)
-
     if given["adapt"]:
         adapted = adapting.run_adapted_task(plan.run, task, plan.labels, given, encoder, request, bars)
         say_exclusions(adapted.material)
         return Done(adapted.material, adapted.outcome, adapted.n_unread)
-    console.say(f"mil: reading labels and features of {encoder} for {task.name}")
-    material = gather_material(plan.run, task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"])
-    if given["permute_labels"] is not None:
-        from wsi_dino.mil.permuted_labels import permute_labels
-
-        material = permute_labels(material, given["permute_labels"])
-    say_exclusions(material)
-    runs = [plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])]
-    outcome = run_mil(plan.run, material, request, pictures=RunPictures(*runs), bars=bars, say=console.say)
+    material = _material(plan, task, encoder)
+    outcome = run_mil(plan.run, material, request, pictures=_pictures(plan, task), bars=bars, say=console.say)
     return Done(material, outcome)
 
 

@@ -11,10 +11,11 @@ from toy_bags import SMALL, make_bags
 from wsi_dino.errors import ConfigError
 from wsi_dino.mil import packed_training
 from wsi_dino.mil.abmil import ABMIL
-from wsi_dino.mil.joint_training import TrainingJob, train_together
+from wsi_dino.mil.joint_training import train_together
 from wsi_dino.mil.objective import CoxPartialLikelihood, CrossEntropy
 from wsi_dino.mil.stacked import StackedModels, StackedUnit
 from wsi_dino.mil.training import TrainedFold, TrainingSpec, train_fold
+from wsi_dino.mil.training_job import TrainingJob
 
 FP32 = SMALL.model_copy(update={"precision": "fp32", "epochs": 5, "min_epochs": 2})
 

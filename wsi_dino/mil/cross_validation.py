@@ -19,7 +19,8 @@ from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.inference import SlideScore, score_slides
 from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.mil.objective import CrossEntropy
-from wsi_dino.mil.training import TrainingSpec, train_fold
+from wsi_dino.mil.training import TrainedFold, TrainingSpec, train_fold
+from wsi_dino.mil.training_job import TrainingJob
 from wsi_dino.provenance import fingerprint
 
 PREDICTED_SUBSETS = ("val", "test")
@@ -72,6 +73,16 @@ def fold_spec(spec: TrainingSpec, fold_index: int) -> TrainingSpec:
     return spec.model_copy(update={"seed": int(fingerprint(spec.seed, fold_index)[:8], 16)})
 
 
+def fold_job(cohort: Cohort, fold: Fold, spec: TrainingSpec, fold_index: int) -> TrainingJob:
+    """Return what is to be trained for one fold."""
+    train, val = (cohort.slides_of(fold.patients(subset)) for subset in ("train", "val"))
+    labels = {row.slide_id: row.label for row in cohort.rows}
+    taught = [labels[slide_id] for slide_id in train]
+    objective = CrossEntropy.of(taught, len(cohort.class_names), balanced=spec.class_balanced)
+    truth = {slide_id: (float(label),) for slide_id, label in labels.items()}
+    return TrainingJob(fold_spec(spec, fold_index), truth, tuple(train), tuple(val), objective)
+
+
 def run_fold(
     cohort: Cohort,
     fold: Fold,
@@ -83,6 +94,7 @@ def run_fold(
     device: str | torch.device = "cpu",
     threads: int | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
+    trained: TrainedFold | None = None,
 ) -> FoldResult:
     """Train on one fold, choose its threshold on validation, predict validation and test.
 
@@ -99,6 +111,7 @@ def run_fold(
         device: where to train, ``cpu`` or an accelerator.
         threads: lanes on a CPU; None = as many as torch would use.
         on_epoch: called with each row of the history.
+        trained: what training by `fold_job` gave, where that has been done already.
 
     Raises:
         CohortError: a slide of the cohort has no tile or no feature file.
@@ -107,11 +120,9 @@ def run_fold(
     _check_bags(cohort, bags)
     slides = {subset: cohort.slides_of(fold.patients(subset)) for subset in ("train", *PREDICTED_SUBSETS)}
     labels = {row.slide_id: row.label for row in cohort.rows}
-    taught = [labels[slide_id] for slide_id in slides["train"]]
-    objective = CrossEntropy.of(taught, len(cohort.class_names), balanced=spec.class_balanced)
-    truth = {slide_id: (float(label),) for slide_id, label in labels.items()}
-    trained = train_fold(
-        fold_spec(spec, fold_index), bags, truth, slides["train"], slides["val"], objective,
+    job = fold_job(cohort, fold, spec, fold_index)
+    trained = trained or train_fold(
+        job.spec, bags, job.truth, job.train_ids, job.val_ids, job.objective,
         device=device, threads=threads, on_epoch=on_epoch,
     )  # fmt: skip
     scored = [s for subset in PREDICTED_SUBSETS for s in slides[subset]]

@@ -19,7 +19,7 @@ from wsi_dino.mil.checkpoint import ModelConfig, save_model
 from wsi_dino.mil.cross_validation import FoldResult, fold_spec, run_fold
 from wsi_dino.mil.inference import score_slides
 from wsi_dino.mil.material import Material
-from wsi_dino.mil.training import TrainingSpec
+from wsi_dino.mil.training import TrainedFold, TrainingSpec
 from wsi_dino.provenance import environment, file_sha256, fingerprint
 
 # Modules that tell of results, or learn an adapter before, and not the model: a change in them leaves finished
@@ -67,6 +67,11 @@ def fold_item(material: Material, fold: Fold, number: int, learning: Learning) -
     return Item(f"fold-{number}", content)
 
 
+def fold_number(item: Item) -> int:
+    """Return the number of the fold that `fold_item` made an item of."""
+    return int(item.key.rpartition("-")[2])
+
+
 class FoldFiles:
     """Where the folds of one task and encoder leave their files.
 
@@ -101,9 +106,9 @@ class FoldFiles:
 
 def learn_fold(
     material: Material, split: Split, number: int, learning: Learning, files: FoldFiles,
-    on_epoch: Callable[[dict[str, float]], None],
+    on_epoch: Callable[[dict[str, float]], None], trained: TrainedFold | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train and test one fold and write its files.
+    """Train and test one fold and write its files; `trained` has been trained already, with others.
 
     Returns:
         Its row: ``status``, ``result`` (`FoldResult.to_record`), ``evenness`` of attention of each held-out
@@ -112,7 +117,7 @@ def learn_fold(
     result = run_fold(
         material.cohort, split.folds[number], material.store, learning.spec, fold_index=number,
         threshold_policy=learning.threshold_policy, device=learning.device, threads=learning.threads,
-        on_epoch=on_epoch,
+        on_epoch=on_epoch, trained=trained,
     )  # fmt: skip
     written = [_save_model(material, split, result, learning, files)]
     written.append(written[0].with_suffix(".json"))

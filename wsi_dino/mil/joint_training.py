@@ -6,8 +6,7 @@ shared is the reading of the features and every product, which `stacked` runs fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,41 +15,21 @@ from torch import Tensor
 
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.early_stopping import EarlyStopping
-from wsi_dino.mil.objective import Objective
 from wsi_dino.mil.packed import dropout_mask, rounded_rows
 from wsi_dino.mil.resident_features import ResidentFeatures
 from wsi_dino.mil.stacked import StackedAdamW, StackedModels, StackedUnit
 from wsi_dino.mil.training import (
     Batch,
     TrainedFold,
-    TrainingSpec,
     build_model,
     drawn_rows,
     epoch_batches,
     measure_scale,
     resolve_precision,
 )  # fmt: skip
+from wsi_dino.mil.training_job import TrainingJob
 
 _VALIDATION_ROWS = 2**19  # of all models together in one product
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What `train_fold` is asked for one model.
-
-    Attributes:
-        spec: architecture and recipe; the jobs of one call differ in the seed alone.
-        truth: of each slide, as the objective wants it.
-        train_ids: slides to learn from, each with at least one tile.
-        val_ids: slides to stop by, likewise.
-        objective: the loss; all jobs have as many outputs.
-    """
-
-    spec: TrainingSpec
-    truth: Mapping[str, Sequence[float]]
-    train_ids: tuple[str, ...]
-    val_ids: tuple[str, ...]
-    objective: Objective
 
 
 def train_together(

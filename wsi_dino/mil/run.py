@@ -18,7 +18,7 @@ from wsi_dino.mil.attention_file import SlideAttention, read_attention
 from wsi_dino.mil.centre_section import centre_section, centre_warning
 from wsi_dino.mil.cross_validation import FoldResult, summarise, test_predictions
 from wsi_dino.mil.examples import SlidePictures, choose_examples, make_example, render_heatmaps
-from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, learn_fold
+from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, fold_number, learn_fold
 from wsi_dino.mil.leak_check import check_material
 from wsi_dino.mil.material import Material
 from wsi_dino.mil.metrics_file import build_metrics
@@ -132,19 +132,60 @@ def run_mil(
         SplitError, CohortError, FeatureFileError: the input cannot be used.
         StorageError: the disk is full or the folder cannot be written.
     """
+    task = open_task(run, material, request, bars=bars, say=say, split=split, of_fold=of_fold)
+    with bars("folds", "epochs") as progress:
+        _work(task, progress)
+    return finish_task(task, pictures=pictures, bars=bars)
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """A task whose folds are known and not all learnt.
+
+    Attributes:
+        run: the run folder.
+        material: labelled slides with features.
+        request: what was asked.
+        split: the folds.
+        of_fold: slides and features of one fold by its number.
+        leaks: what the leak check has found.
+        files: where the folds leave their files.
+        queue: the folds that are still to be learnt.
+        identity: changes with anything that can change a result of the task.
+    """
+
+    run: RunFolder
+    material: Material
+    request: MilRequest
+    split: Split
+    of_fold: OfFold
+    leaks: Sequence[Finding]
+    files: FoldFiles
+    queue: ItemQueue
+    identity: str
+
+
+def open_task(
+    run: RunFolder, material: Material, request: MilRequest, *, bars: Bars = _no_bar,
+    say: Callable[[str], None] = lambda _: None, split: Split | None = None, of_fold: OfFold | None = None,
+) -> OpenTask:  # fmt: skip
+    """Deal the folds, look for leaks, and take away results of another request; arguments as of `run_mil`."""
     left_out = bool(material.labelled_left_out)
     split = split or make_split(material.task, material.cohort, material.subset_of, left_out, request)
     of_fold = of_fold or (lambda number: material)
     leaks = _check_leaks(run, material, split, bars, say)
-    folder = run.mil(material.task.name, material.encoder)
-    files = FoldFiles(folder)
+    files = FoldFiles(run.mil(material.task.name, material.encoder))
     items = [fold_item(of_fold(number), fold, number, request.learning) for number, fold in enumerate(split)]
-    # changes with anything that can change a result of this task
     identity = fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
-    _start(run, folder, material, identity)
+    _start(run, files.folder, material, identity)
     queue = ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
-    with bars("folds", "epochs") as progress:
-        _work(queue, of_fold, split, request, files, progress)
+    return OpenTask(run, material, request, split, of_fold, leaks, files, queue, identity)
+
+
+def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: Bars = _no_bar) -> MilOutcome:
+    """Write results and report of a task whose folds are all learnt; arguments as of `run_mil`."""
+    run, material, request, split = task.run, task.material, task.request, task.split
+    folder, files, queue, leaks, identity = task.files.folder, task.files, task.queue, task.leaks, task.identity
     rows = queue.rows()
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
@@ -188,29 +229,27 @@ def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> N
             path.unlink(missing_ok=True)
 
 
-def _work(
-    queue: ItemQueue, of_fold: OfFold, split: Split, request: MilRequest, files: FoldFiles, progress: Report
-) -> None:
-    epochs = request.learning.spec.epochs
-    progress(0, total=len(split) * epochs)
-    while (claimed := queue.take()) is not None:
-        number = int(claimed.item.key.rpartition("-")[2])
-        shown = _EpochProgress(progress, number, len(split), epochs)
+def _work(task: OpenTask, progress: Report) -> None:
+    epochs, n_folds = task.request.learning.spec.epochs, len(task.split)
+    progress(0, total=n_folds * epochs)
+    while (claimed := task.queue.take()) is not None:
+        number = fold_number(claimed.item)
+        shown = EpochProgress(progress, f"fold {number + 1} of {n_folds}", epochs)
         try:
-            row = learn_fold(of_fold(number), split, number, request.learning, files, shown)
+            row = learn_fold(task.of_fold(number), task.split, number, task.request.learning, task.files, shown)
         except BaseException:
-            queue.give_back(claimed)
+            task.queue.give_back(claimed)
             raise
-        queue.finish(claimed, row)
+        task.queue.finish(claimed, row)
         shown.finish()
-    progress(queue.n_reused * epochs)
+    progress(task.queue.n_reused * epochs)
 
 
-class _EpochProgress:
+class EpochProgress:
     """Moves the bar by epochs; the ones that early stopping saves come at once at the end."""
 
-    def __init__(self, progress: Report, number: int, n_folds: int, epochs: int) -> None:
-        self._progress, self._name, self._left = progress, f"fold {number + 1} of {n_folds}", epochs
+    def __init__(self, progress: Report, name: str, epochs: int) -> None:
+        self._progress, self._name, self._left = progress, name, epochs
 
     def __call__(self, row: dict[str, float]) -> None:
         self._left -= 1
