@@ -119,6 +119,7 @@ def _context(content: ReportInput) -> dict[str, Any]:
         "predictions": content.predictions if len(content.predictions) <= _LISTED_PREDICTIONS else [],
         "versions": metrics["provenance"]["versions"],
         "statistics": statistics_html(metrics),
+        "tile_score": metrics["protocol"].get("tile_score", "attention"),
         "permuted_labels": metrics.get("permuted_labels"),
         "command": content.command,
         "command_place": content.command_place,

@@ -74,7 +74,8 @@ def read_result(folder: Path) -> TaskResult:
     _check_they_belong_together(doing, folds, metrics)
     slides = tuple(tuple(row["slide_id"] for row in members) for members in of_fold)
     subsets = _read_subsets(folder / "splits.csv", numbers)
-    return TaskResult(metrics["task"], metrics["encoder"], tuple(folds), slides, subsets, metrics)
+    name = str(metrics.get("result_name") or metrics["encoder"])  # names the model where it is not the usual one
+    return TaskResult(metrics["task"], name, tuple(folds), slides, subsets, metrics)
 
 
 def _fold(doing: str, rows: Sequence[Mapping[str, str]], fold: Mapping[str, Any], metrics: Mapping[str, Any]) -> Any:

@@ -25,6 +25,10 @@ class SlideAttention:
         attention_weights: float32 ``(n,)`` after softmax, sum 1.
         coords: int64 ``(n, 2)``, top-left x, y in level-0 px.
         tile_wh_level0: footprint of a tile in level-0 px, or None when the features do not say.
+        tile_score: what the weights are the softmax of: attention, or the model's own score of a tile
+            (`ModelRecord.tile_score`).
+        contributions: float32 ``(n, n_outputs)``, what each tile adds to the model's outputs, of models whose
+            outputs are such a sum; else None.
     """
 
     slide_id: str
@@ -33,6 +37,8 @@ class SlideAttention:
     attention_weights: np.ndarray
     coords: np.ndarray
     tile_wh_level0: tuple[int, int] | None
+    tile_score: str = "attention"
+    contributions: np.ndarray | None = None
 
     @property
     def lift(self) -> np.ndarray:
@@ -67,7 +73,10 @@ def write_attention(path: Path, attention: SlideAttention) -> None:
         h5.attrs.update({
             "format": _FORMAT, "slide_id": attention.slide_id, "fold": attention.fold, "score": attention.score,
             "tile_wh_level0": np.array(attention.tile_wh_level0 or (0, 0), np.int64),
+            "tile_score": attention.tile_score,
         })  # fmt: skip
+        if attention.contributions is not None:
+            h5.create_dataset("contributions", data=np.asarray(attention.contributions, np.float32))
 
 
 def read_attention(path: Path) -> SlideAttention:
@@ -82,6 +91,8 @@ def read_attention(path: Path) -> SlideAttention:
             return SlideAttention(
                 str(h5.attrs["slide_id"]), int(h5.attrs["fold"]), float(h5.attrs["score"]),
                 h5["attention"][()], h5["coords"][()], (width, height) if width and height else None,
+                str(h5.attrs.get("tile_score", "attention")),
+                h5["contributions"][()] if "contributions" in h5 else None,
             )  # fmt: skip
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         advice = "Run the same `wsi-dino mil` again: it makes what is missing."

@@ -19,6 +19,7 @@ from wsi_dino.mil.checkpoint import ModelConfig, save_model
 from wsi_dino.mil.cross_validation import FoldResult, fold_spec, run_fold
 from wsi_dino.mil.inference import score_slides
 from wsi_dino.mil.material import Material
+from wsi_dino.mil.models import get_model, model_file, result_name
 from wsi_dino.mil.training import TrainedFold, TrainingSpec
 from wsi_dino.provenance import environment, file_sha256, fingerprint
 
@@ -47,20 +48,29 @@ class Learning:
     device: str = "cpu"
     threads: int | None = None
 
+    def result_name(self, encoder: str) -> str:
+        """Return the name of the results from an encoder's features, see `models.result_name`."""
+        return result_name(encoder, self.spec.model)
 
-@lru_cache(maxsize=1)
-def code_fingerprint() -> str:
-    """Return what changes with the code that learns, so that results of other code are never taken for its own."""
-    files = sorted(resources.files("wsi_dino.mil").iterdir(), key=lambda file: file.name)
+
+@lru_cache
+def code_fingerprint(model: str) -> str:
+    """Return what changes with the code that learns, so that results of other code are never taken for its own.
+
+    Args:
+        model: its name; the files of other models do not count.
+    """
+    room = resources.files("wsi_dino.mil")
+    files = [*room.iterdir(), *room.joinpath("layers").iterdir(), room.joinpath("models", model_file(model))]
     learning = [file for file in files if file.name.endswith(".py") and file.name.removesuffix(".py") not in _TELLING]
-    return fingerprint(__version__, {file.name: file.read_text(encoding="utf-8") for file in learning})
+    return fingerprint(__version__, sorted((file.name, file.read_text(encoding="utf-8")) for file in learning))
 
 
 def fold_item(material: Material, fold: Fold, number: int, learning: Learning) -> Item:
     """Return the fold with the fingerprint of all that can change its result."""
     rows = [(row.slide_id, row.patient_id, row.target, row.label) for row in material.cohort.rows]
     content = fingerprint(
-        code_fingerprint(), rows, material.cohort.class_names, material.task.target,
+        code_fingerprint(learning.spec.model), rows, material.cohort.class_names, material.task.target,
         dict(material.features_fingerprint), material.store.identity, fold.train, fold.val, fold.test, number,
         learning.spec, learning.threshold_policy, learning.device,
     )  # fmt: skip
@@ -163,12 +173,13 @@ def _attend(material: Material, fold: Fold, result: FoldResult, learning: Learni
     slides = material.cohort.slides_of(fold.test)
     scores = score_slides(result.model, material.store, slides, device=learning.device, threads=learning.threads)
     result.model.cpu()
-    attended = []
+    attended, meaning = [], get_model(learning.spec.model).tile_score
     for score in scores:
         file = read_feature_file(material.paths[score.slide_id])
         place = (file.coords, tile_wh_level0(file))
+        more = (meaning, score.contributions)
         positive = float(score.probabilities[-1])
-        attended.append(SlideAttention(score.slide_id, result.fold, positive, score.attention_weights, *place))
+        attended.append(SlideAttention(score.slide_id, result.fold, positive, score.attention_weights, *place, *more))
     return attended
 
 

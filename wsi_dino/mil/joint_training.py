@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.early_stopping import EarlyStopping
 from wsi_dino.mil.packed import dropout_mask, rounded_rows
@@ -68,7 +70,7 @@ class _JointTrainer:
         models = [build_model(job.spec, bags.embed_dim, job.objective.n_outputs) for job in jobs]
         for model, job in zip(models, jobs, strict=True):
             model.feature_scale.fill_(measure_scale(bags, job.train_ids) if job.spec.rescale else 1.0)
-        self._models = StackedModels([model.to(device) for model in models])
+        self._models = StackedModels([cast(ABMIL, model.to(device)) for model in models])
         self._optimizer = StackedAdamW(self._models.flat, self._spec.weight_decay)
         self._stopping = [EarlyStopping(s.epochs, s.min_epochs, s.patience) for s in (job.spec for job in jobs)]
 

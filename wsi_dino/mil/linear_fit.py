@@ -78,7 +78,7 @@ def fit_linear(
             2 * c * len(means)
         )
         (slope,) = torch.autograd.grad(loss, rows)
-        return float(loss), slope.numpy().ravel()
+        return float(loss.detach()), slope.numpy().ravel()
 
     options: dict[str, Any] = {"maxiter": 2000, "maxfun": 4000, "gtol": 1e-8, "ftol": 1e-14}
     found = minimize(loss_and_slope, start.ravel(), jac=True, method="L-BFGS-B", options=options)

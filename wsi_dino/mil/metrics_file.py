@@ -15,6 +15,7 @@ from wsi_dino.mil.bags import has_random_weights
 from wsi_dino.mil.cross_validation import FoldResult
 from wsi_dino.mil.fold_work import Learning, code_fingerprint
 from wsi_dino.mil.material import Material
+from wsi_dino.mil.models import get_model
 from wsi_dino.provenance import environment, fingerprint
 
 _N_BINS = 10
@@ -48,10 +49,13 @@ def build_metrics(
     classes = material.cohort.class_names
     test_rows = [row for result in results for row in result.predictions if row["subset"] == "test"]
     random_weights = has_random_weights(material.store.provenance)
+    record = get_model(learning.spec.model)
     epochs = [(result.best_epoch + 1, learning.spec.epochs) for result in results]
     return {
         "task": material.task.name,
         "encoder": material.encoder,
+        "model": learning.spec.model,
+        "result_name": learning.result_name(material.encoder),
         "target": material.task.target,
         "permuted_labels": material.permuted_labels,
         "classes": list(classes),
@@ -71,18 +75,19 @@ def build_metrics(
             "split_seed": split.seed,
             "interval": summary["interval"],
             "training": learning.spec.model_dump(mode="json"),
+            "tile_score": record.tile_score,
             "precision": sorted({result.precision for result in results}),
             "device": learning.device,
         },
         **({} if material.adaptation is None else {"adaptation": dict(material.adaptation)}),
         "exclusions": [asdict(exclusion) for exclusion in material.exclusions],
         "warnings": caveats(
-            material, split, summary["summary"]["auc"], random_weights=random_weights, evenness=evenness,
-            epochs_kept=epochs,
+            material, split, summary["summary"]["auc"], random_weights=random_weights,
+            evenness=evenness if record.has_attention else (), epochs_kept=() if record.is_convex else epochs,
         ),
         "provenance": {
             "fingerprint": identity,
-            "code": code_fingerprint(),
+            "code": code_fingerprint(learning.spec.model),
             "features": fingerprint(dict(material.features_fingerprint)),
             "split": split.fingerprint,
             "features_identity": material.store.identity,

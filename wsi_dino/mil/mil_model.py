@@ -102,6 +102,11 @@ class ModelRecord:
     needs_classes: bool = False
     is_convex: bool = False
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether the score of a tile is the weight that the model itself gives it."""
+        return self.tile_score.startswith("attention")
+
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Return the mean over the real instances: ``(n_bags, n, d)`` to ``(n_bags, d)``."""

@@ -14,15 +14,19 @@ from wsi_dino.errors import EncoderError
 from wsi_dino.evaluation.report import Example, ReportInput, TrainingCurve
 from wsi_dino.mil.cross_validation import FoldResult
 from wsi_dino.mil.material import Material
+from wsi_dino.mil.models import get_model
 from wsi_dino.mil.training import TrainingSpec
 
 _IDENTITY_TITLES = {
     "pooling": "pooling", "input_px": "input side, px", "weights_sha256": "SHA-256 of the weights",
     "stain_norm": "stain normalisation", "store_dtype": "stored as", "precision": "computed in",
 }  # fmt: skip
-_TRAINING_TITLES = {
+_MODEL_TITLES = {
     "hidden_dim": "projection to", "attention_dim": "attention dimension", "gated": "gated attention",
-    "dropout": "dropout", "learning_rate": "learning rate", "weight_decay": "weight decay", "epochs": "epochs at most",
+    "dropout": "dropout",
+}  # fmt: skip
+_TRAINING_TITLES = {
+    "learning_rate": "learning rate", "weight_decay": "weight decay", "epochs": "epochs at most",
     "min_epochs": "epochs at least", "patience": "patience, epochs", "batch_bags": "slides a step",
     "class_balanced": "loss balanced over classes", "max_tiles": "tiles drawn of a slide", "seed": "seed",
 }  # fmt: skip
@@ -74,10 +78,14 @@ def _settings(material: Material, metrics: Mapping[str, Any]) -> dict[str, str]:
 
 def _training(spec: TrainingSpec, metrics: Mapping[str, Any]) -> dict[str, str]:
     values = spec.model_dump()
-    told = {title: _word(values[name]) for name, title in _TRAINING_TITLES.items() if values[name] is not None}
+    record = get_model(spec.model)
+    own = {_MODEL_TITLES.get(name, name.replace("_", " ")): _word(v) for name, v in spec.hyperparameters.items()}
+    recipe = {} if record.is_convex else _TRAINING_TITLES
+    told = own | {title: _word(values[name]) for name, title in recipe.items() if values[name] is not None}
     how = {name.replace("_", " "): _word(value) for name, value in (metrics.get("adaptation") or {}).items()}
     precision = ", ".join(metrics["protocol"]["precision"])
-    return {"model": "attention-based MIL (ABMIL)", **told, "precision": precision, **how}
+    model = {"model": record.title, "model from": record.paper, "score of a tile": record.tile_score}
+    return {**model, **told, "precision": precision, **how}
 
 
 def _word(value: Any) -> str:

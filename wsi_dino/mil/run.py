@@ -67,7 +67,7 @@ class MilOutcome:
     """What came of a task.
 
     Attributes:
-        folder: ``RUN/mil/TASK/ENCODER``.
+        folder: ``RUN/mil/TASK/ENCODER``, of another model than ABMIL ``RUN/mil/TASK/ENCODER+MODEL``.
         metrics: the content of metrics.json.
         n_reused: folds that were finished before.
         no_heatmap: slides whose heatmap could not be made, and why.
@@ -174,11 +174,12 @@ def open_task(
     split = split or make_split(material.task, material.cohort, material.subset_of, left_out, request)
     of_fold = of_fold or (lambda number: material)
     leaks = _check_leaks(run, material, split, bars, say)
-    files = FoldFiles(run.mil(material.task.name, material.encoder))
+    name = request.learning.result_name(material.encoder)
+    files = FoldFiles(run.mil(material.task.name, name))
     items = [fold_item(of_fold(number), fold, number, request.learning) for number, fold in enumerate(split)]
     identity = fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
-    _start(run, files.folder, material, identity)
-    queue = ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
+    _start(run, files.folder, f"{material.task.name}-{name}", identity)
+    queue = ItemQueue(run, f"mil-{material.task.name}-{name}", items, files.is_intact)
     return OpenTask(run, material, request, split, of_fold, leaks, files, queue, identity)
 
 
@@ -186,6 +187,7 @@ def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: 
     """Write results and report of a task whose folds are all learnt; arguments as of `run_mil`."""
     run, material, request, split = task.run, task.material, task.request, task.split
     folder, files, queue, leaks, identity = task.files.folder, task.files, task.queue, task.leaks, task.identity
+    name = request.learning.result_name(material.encoder)
     rows = queue.rows()
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
@@ -202,7 +204,7 @@ def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: 
     )
     files.remove_others({folder / name for row in rows for name in row["files"]})
     missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars)
-    run.write_row("mil", f"{material.task.name}-{material.encoder}", {"identity": identity})
+    run.write_row("mil", f"{material.task.name}-{name}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
     return MilOutcome(folder, metrics, queue.n_reused, missing, report)
 
@@ -218,12 +220,12 @@ def _check_leaks(
     return leaks
 
 
-def _start(run: RunFolder, folder: Path, material: Material, identity: str) -> None:
+def _start(run: RunFolder, folder: Path, key: str, identity: str) -> None:
     """Take away results of another request: they must never lie beside models they do not belong to."""
     for subfolder in (folder, folder / "model", folder / "heatmaps", *folder.glob("attention/*")):
         if subfolder.is_dir():
             remove_stale_temporaries(subfolder)
-    earlier = run.read_row("mil", f"{material.task.name}-{material.encoder}") or {}
+    earlier = run.read_row("mil", key) or {}
     if earlier.get("identity") != identity:
         for path in [*(folder / name for name in _RESULTS), *folder.glob("heatmaps/*.png")]:
             path.unlink(missing_ok=True)

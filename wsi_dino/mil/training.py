@@ -30,8 +30,8 @@ class TrainingSpec(BaseModel):
 
     Attributes:
         model: its name, see `models`.
-        options: its hyper-parameters, all of them; empty for ABMIL, which has those of the next line. Given one of
-            that line, another model takes it as its own if it has one of that name.
+        options: its hyper-parameters, all of them; empty for ABMIL, which has those of the next line. Another model
+            takes what is given beside the fields below as its own, `hidden_dim` and its neighbours too.
         hidden_dim, attention_dim, gated, relu, dropout: of ABMIL, see there.
         rescale: divide the features by the root mean square of the training features.
         learning_rate, weight_decay: of AdamW; the rate falls to zero by a cosine over `epochs`.
@@ -74,9 +74,10 @@ class TrainingSpec(BaseModel):
     def _complete_options(cls, given: Any) -> Any:
         if not isinstance(given, dict) or given.get("model", DEFAULT_MODEL) == DEFAULT_MODEL:
             return given
-        own = {**given.get("options", {}), **{name: given[name] for name in ABMIL_FIELDS if name in given}}
-        others = {name: value for name, value in given.items() if name not in ABMIL_FIELDS}
-        return {**others, "options": complete_hyperparameters(get_model(given["model"]), own)}
+        shared = {name: value for name, value in given.items() if name in cls.model_fields and name not in ABMIL_FIELDS}
+        own = {name: value for name, value in given.items() if name not in shared}
+        completed = complete_hyperparameters(get_model(given["model"]), {**given.get("options", {}), **own})
+        return {**shared, "options": completed}
 
     @model_validator(mode="after")
     def _check_options(self) -> TrainingSpec:
