@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import adapting, console
+from wsi_dino.cli import adapting, console, mil_models
 from wsi_dino.cli.mil_outcome import Done, print_outcome, print_overview, say_exclusions
 from wsi_dino.cli.mil_outcome import as_json as outcome_json
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
@@ -26,12 +27,7 @@ if TYPE_CHECKING:
     from wsi_dino.run_folder import RunFolder
 
 _WHAT, _SPLIT, _TRAINING, _RESULTS = "What is predicted", "Folds", "Training", "Results"
-# option of the command line -> field of TrainingSpec; None leaves the field at its own default
-_FIELDS = {
-    "epochs": "epochs", "min_epochs": "min_epochs", "patience": "patience", "lr": "learning_rate",
-    "weight_decay": "weight_decay", "dropout": "dropout", "batch_slides": "batch_bags", "max_tiles": "max_tiles",
-    "hidden_dim": "hidden_dim", "attention_dim": "attention_dim", "precision": "precision", "seed": "seed",
-}  # fmt: skip
+_SPELT = {"settings": "set"}  # parameters of another name than their option
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
 _PATHS = ("labels", "splits", "test_run", "test_labels", "weights", "weights_dir", "slides")
 _NOT_IN_COMMAND = ("ctx", "run", *_PATHS, "device", "workers", "as_json", "encoder", "return")
@@ -66,6 +62,9 @@ def mil(
             _WHAT, "--encoder", help="Whose features; may be repeated.  [default: the only one that RUN has]"
         ),
     ] = None,
+    model: mil_models.ModelOption = None,
+    settings: mil_models.SetOption = None,
+    search: mil_models.SearchOption = None,
     allow_random_weights: Annotated[
         bool,
         _option(_WHAT, "--allow-random-weights", help="Accept features of an encoder without trained weights."),
@@ -173,11 +172,11 @@ def mil(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Train and test attention-based MIL on a run's features.
+    """Train and test attention-based MIL, or another model, on a run's features.
 
     Cross-validated with patients kept on one side of each fold.
-    Writes RUN/mil/TASK/ENCODER/: report.html, metrics.json, predictions.csv, splits.csv, model/, attention/ and,
-    with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
+    Writes RUN/mil/TASK/ENCODER/ (of a model other than abmil ENCODER+MODEL/): report.html, metrics.json,
+    predictions.csv, splits.csv, model/, attention/ and, with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
     With --adapt lora the encoder itself learns with them, fold by fold.
     Exit code 1 when a feature file was broken, a slide could not be read, or a heatmap could not be drawn.
     """
@@ -188,11 +187,15 @@ def mil(
     adapting.check_adapt_options(plan.given)
     from wsi_dino.mil.material import choose_encoders
 
+    models = mil_models.chosen_models(plan.given)
+    specs = mil_models.training_specs(plan.given, models)
     encoders = plan.encoders if adapt else choose_encoders(plan.run, plan.encoders)
-    pairs = [(name, one) for name in plan.tasks for one in encoders]
+    several = len(plan.tasks) * len(encoders) * len(models) > 1
     outcomes = []
-    for chosen, name in pairs:
-        outcomes.append(_one_pair(plan, chosen, name, several=len(pairs) > 1))
+    for chosen in plan.tasks:
+        for name in encoders:
+            requests = [_request(plan, chosen, name, spec) for spec in specs.values()]
+            outcomes += _one_pair(plan, chosen, name, requests, several=several)
     if as_json:
         console.print_json(outcome_json(plan.run.path, outcomes))
     else:
@@ -253,36 +256,26 @@ def _with_test_cohort(task: Task, given: dict[str, Any]) -> Task:
     return task.model_copy(update={"scheme": scheme.model_copy(update=places)})
 
 
-def _training_spec(given: dict[str, Any]) -> TrainingSpec:
-    from pydantic import ValidationError
-
-    from wsi_dino.mil.training import TrainingSpec
-
-    chosen = {field: given[option] for option, field in _FIELDS.items() if given[option] is not None}
-    try:
-        return TrainingSpec(**chosen)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = next((name for name, field in _FIELDS.items() if field in first["loc"]), "")
-        raise ConfigError(f"--{option.replace('_', '-')} {first['input']}: {first['msg']}.") from error
-
-
-def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> Done:
+def _one_pair(
+    plan: _Plan, task: Task, encoder: str, requests: Sequence[MilRequest], *, several: bool
+) -> list[Done]:  # fmt: skip
+    """Run one task on one encoder's features, with each model."""
     from wsi_dino.mil.material import gather_material
     from wsi_dino.mil.run import run_mil
     from wsi_dino.run_folder import RunFolder
 
     given = plan.given
-    request = _request(plan, task, encoder)
-    title = f"mil {task.name} {encoder}: " if several else "mil: "
 
-    def bars(what: str, unit: str) -> AbstractContextManager[console.Progress]:
-        return console.progress(title + what, unit=unit)
+    def bars_of(request: MilRequest) -> Callable[[str, str], AbstractContextManager[console.Progress]]:
+        title = f"mil {task.name} {request.learning.result_name(encoder)}: " if several else "mil: "
+        return lambda what, unit: console.progress(title + what, unit=unit)
 
     if given["adapt"]:
-        adapted = adapting.run_adapted_task(plan.run, task, plan.labels, given, encoder, request, bars)
+        adapted = adapting.run_adapted_task(
+            plan.run, task, plan.labels, given, encoder, requests[0], bars_of(requests[0])
+        )
         say_exclusions(adapted.material)
-        return Done(adapted.material, adapted.outcome, adapted.n_unread)
+        return [Done(adapted.material, adapted.outcome, adapted.n_unread)]
     console.say(f"mil: reading labels and features of {encoder} for {task.name}")
     material = gather_material(plan.run, task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"])
     if given["permute_labels"] is not None:
@@ -290,26 +283,30 @@ def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> Done:
 
         material = permute_labels(material, given["permute_labels"])
     say_exclusions(material)
-    runs = [plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])]
-    outcome = run_mil(plan.run, material, request, pictures=RunPictures(*runs), bars=bars, say=console.say)
-    return Done(material, outcome)
+    pictures = RunPictures(*(plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else [])))
+    return [
+        Done(material, run_mil(plan.run, material, one, pictures=pictures, bars=bars_of(one), say=console.say))
+        for one in requests
+    ]
 
 
-def _request(plan: _Plan, task: Task, encoder: str) -> MilRequest:
+def _request(plan: _Plan, task: Task, encoder: str, spec: TrainingSpec) -> MilRequest:
     from wsi_dino.mil.fold_work import Learning
     from wsi_dino.mil.report_content import Telling
     from wsi_dino.mil.run import MilRequest
 
     given = plan.given
     learning = Learning(
-        _training_spec(given),
+        spec,
         given["threshold_policy"],
         resolve_mil_device(str(given["device"])),
         given["workers"] or None,
+        mil_models.search_spec(given, spec.model, spec),
     )
+    told = exact_command(_of_task(mil_models.of_model(given, spec.model), task), encoder)
     return MilRequest(
         learning, given["folds"], given["seed"], given["splits"], given["bootstrap"], given["heatmaps"],
-        not given["no_report"], Telling(*exact_command(_of_task(given, task), encoder)), given["seeds"],
+        not given["no_report"], Telling(*told), given["seeds"],
     )  # fmt: skip
 
 
@@ -341,9 +338,10 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
             words += [f"--{name.replace('_', '-')}", _relative(given[name], base)]
     left_out = {*_NOT_IN_COMMAND, "folds" if given["splits"] is not None else ""}
     for name in mil.__annotations__:  # in the order of --help, however it was typed
-        flag, value = f"--{name.replace('_', '-')}", given.get(name)
+        flag, value = f"--{_SPELT.get(name, name).replace('_', '-')}", given.get(name)
         if name not in left_out and value is not None and value is not False:
-            words += [flag] if value is True else [flag, str(value)]
+            for each in value if isinstance(value, list) else [value]:
+                words += [flag] if each is True else [flag, str(each)]
     place = (
         f"In the folder of {PROJECT_FILE}:" if has_project else "In the folder of the run (the one that holds mil/):"
     )
