@@ -10,28 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import adapting, console
-from wsi_dino.cli.mil_outcome import Done, print_outcome, print_overview, say_exclusions
+from wsi_dino.cli import adapting, console, mil_models
 from wsi_dino.cli.mil_outcome import as_json as outcome_json
+from wsi_dino.cli.mil_outcome import print_outcome, print_overview
+from wsi_dino.cli.mil_work import Order, work_off
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
 from wsi_dino.cli.project_file import PROJECT_FILE, read_project_file
-from wsi_dino.cli.run_pictures import RunPictures
 from wsi_dino.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
-    from wsi_dino.mil.material import Material
-    from wsi_dino.mil.run import Bars, MilRequest
+    from wsi_dino.mil.run import MilRequest
     from wsi_dino.mil.tasks import Task
     from wsi_dino.mil.training import TrainingSpec
     from wsi_dino.run_folder import RunFolder
 
 _WHAT, _SPLIT, _TRAINING, _RESULTS = "What is predicted", "Folds", "Training", "Results"
-# option of the command line -> field of TrainingSpec; None leaves the field at its own default
-_FIELDS = {
-    "epochs": "epochs", "min_epochs": "min_epochs", "patience": "patience", "lr": "learning_rate",
-    "weight_decay": "weight_decay", "dropout": "dropout", "batch_slides": "batch_bags", "max_tiles": "max_tiles",
-    "hidden_dim": "hidden_dim", "attention_dim": "attention_dim", "precision": "precision", "seed": "seed",
-}  # fmt: skip
+_SPELT = {"settings": "set"}  # parameters of another name than their option
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
 _PATHS = ("labels", "splits", "test_run", "test_labels", "weights", "weights_dir", "slides")
 _NOT_IN_COMMAND = ("ctx", "run", *_PATHS, "device", "workers", "as_json", "encoder", "return")
@@ -66,6 +60,9 @@ def mil(
             _WHAT, "--encoder", help="Whose features; may be repeated.  [default: the only one that RUN has]"
         ),
     ] = None,
+    model: mil_models.ModelOption = None,
+    settings: mil_models.SetOption = None,
+    search: mil_models.SearchOption = None,
     allow_random_weights: Annotated[
         bool,
         _option(_WHAT, "--allow-random-weights", help="Accept features of an encoder without trained weights."),
@@ -173,11 +170,11 @@ def mil(
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
-    """Train and test attention-based MIL on a run's features.
+    """Train and test attention-based MIL, or another model, on a run's features.
 
     Cross-validated with patients kept on one side of each fold.
-    Writes RUN/mil/TASK/ENCODER/: report.html, metrics.json, predictions.csv, splits.csv, model/, attention/ and,
-    with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
+    Writes RUN/mil/TASK/ENCODER/ (of a model other than abmil ENCODER+MODEL/): report.html, metrics.json,
+    predictions.csv, splits.csv, model/, attention/ and, with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
     With --adapt lora the encoder itself learns with them, fold by fold.
     Exit code 1 when a feature file was broken, a slide could not be read, or a heatmap could not be drawn.
     """
@@ -188,9 +185,15 @@ def mil(
     adapting.check_adapt_options(plan.given)
     from wsi_dino.mil.material import choose_encoders
 
+    models = mil_models.chosen_models(plan.given)
+    specs = mil_models.training_specs(plan.given, models)
     encoders = plan.encoders if adapt else choose_encoders(plan.run, plan.encoders)
-    pairs = [(name, one) for name in plan.tasks for one in encoders]
-    outcomes = _all_pairs(plan, pairs)
+    orders = [
+        Order(chosen, name, [_request(plan, chosen, name, spec) for spec in specs.values()])
+        for chosen in plan.tasks
+        for name in encoders
+    ]
+    outcomes = work_off(plan.run, plan.labels, orders, plan.given)
     if as_json:
         console.print_json(outcome_json(plan.run.path, outcomes))
     else:
@@ -251,105 +254,23 @@ def _with_test_cohort(task: Task, given: dict[str, Any]) -> Task:
     return task.model_copy(update={"scheme": scheme.model_copy(update=places)})
 
 
-def _training_spec(given: dict[str, Any]) -> TrainingSpec:
-    from pydantic import ValidationError
-
-    from wsi_dino.mil.training import TrainingSpec
-
-    chosen = {field: given[option] for option, field in _FIELDS.items() if given[option] is not None}
-    try:
-        return TrainingSpec(**chosen)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = next((name for name, field in _FIELDS.items() if field in first["loc"]), "")
-        raise ConfigError(f"--{option.replace('_', '-')} {first['input']}: {first['msg']}.") from error
-
-
-def _all_pairs(plan: _Plan, pairs: list[tuple[Task, str]]) -> list[Done]:
-    from wsi_dino.mil.joint_work import trains_together
-
-    learning = _request(plan, *pairs[0]).learning
-    if plan.given["adapt"] or not trains_together(learning):
-        return [_one_pair(plan, task, name, several=len(pairs) > 1) for task, name in pairs]
-    encoders = dict.fromkeys(name for _, name in pairs)
-    done = {name: _tasks_together(plan, [task for task, other in pairs if other == name], name) for name in encoders}
-    return [done[name][task.name] for task, name in pairs]
-
-
-def _tasks_together(plan: _Plan, tasks: list[Task], encoder: str) -> dict[str, Done]:
-    """Learn all folds of all tasks over one encoder's features as one computation."""
-    from wsi_dino.mil.joint_work import work_together
-    from wsi_dino.mil.run import finish_task, open_task
-
-    several = len(tasks) > 1
-    opened = {}
-    for task in tasks:
-        material, bars = _material(plan, task, encoder), _bars(task, encoder, several=several)
-        opened[task.name] = open_task(plan.run, material, _request(plan, task, encoder), bars=bars, say=console.say)
-    with console.progress(f"mil {encoder}: models trained together", unit="epochs") as progress:
-        work_together(list(opened.values()), progress)
-    done = {}
-    for task in tasks:
-        bars = _bars(task, encoder, several=several)
-        outcome = finish_task(opened[task.name], pictures=_pictures(plan, task), bars=bars)
-        done[task.name] = Done(opened[task.name].material, outcome)
-    return done
-
-
-def _bars(task: Task, encoder: str, *, several: bool) -> Bars:
-    title = f"mil {task.name} {encoder}: " if several else "mil: "
-    return lambda what, unit: console.progress(title + what, unit=unit)
-
-
-def _pictures(plan: _Plan, task: Task) -> RunPictures:
-    from wsi_dino.run_folder import RunFolder
-
-    return RunPictures(plan.run, *([RunFolder(task.scheme.test_run)] if task.scheme.test_run else []))
-
-
-def _material(plan: _Plan, task: Task, encoder: str) -> Material:
-    """Read labels and features, and tell which slides take no part."""
-    from wsi_dino.mil.material import gather_material
-    from wsi_dino.mil.permuted_labels import permute_labels
-
-    given = plan.given
-    console.say(f"mil: reading labels and features of {encoder} for {task.name}")
-    material = gather_material(plan.run, task, encoder, plan.labels, allow_random_weights=given["allow_random_weights"])
-    if given["permute_labels"] is not None:
-        material = permute_labels(material, given["permute_labels"])
-    say_exclusions(material)
-    return material
-
-
-def _one_pair(plan: _Plan, task: Task, encoder: str, *, several: bool) -> Done:
-    from wsi_dino.mil.run import run_mil
-
-    given, bars = plan.given, _bars(task, encoder, several=several)
-    request = _request(plan, task, encoder)
-    if given["adapt"]:
-        adapted = adapting.run_adapted_task(plan.run, task, plan.labels, given, encoder, request, bars)
-        say_exclusions(adapted.material)
-        return Done(adapted.material, adapted.outcome, adapted.n_unread)
-    material = _material(plan, task, encoder)
-    outcome = run_mil(plan.run, material, request, pictures=_pictures(plan, task), bars=bars, say=console.say)
-    return Done(material, outcome)
-
-
-def _request(plan: _Plan, task: Task, encoder: str) -> MilRequest:
+def _request(plan: _Plan, task: Task, encoder: str, spec: TrainingSpec) -> MilRequest:
     from wsi_dino.mil.fold_work import Learning
     from wsi_dino.mil.report_content import Telling
     from wsi_dino.mil.run import MilRequest
 
     given = plan.given
     learning = Learning(
-        _training_spec(given),
+        spec,
         given["threshold_policy"],
         resolve_mil_device(str(given["device"])),
         given["workers"] or None,
+        mil_models.search_spec(given, spec.model, spec),
     )
+    told = exact_command(_of_task(mil_models.of_model(given, spec.model), task), encoder)
     return MilRequest(
         learning, given["folds"], given["seed"], given["splits"], given["bootstrap"], given["heatmaps"],
-        not given["no_report"], Telling(*exact_command(_of_task(given, task), encoder)), given["seeds"],
+        not given["no_report"], Telling(*told), given["seeds"],
     )  # fmt: skip
 
 
@@ -381,9 +302,10 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
             words += [f"--{name.replace('_', '-')}", _relative(given[name], base)]
     left_out = {*_NOT_IN_COMMAND, "folds" if given["splits"] is not None else ""}
     for name in mil.__annotations__:  # in the order of --help, however it was typed
-        flag, value = f"--{name.replace('_', '-')}", given.get(name)
+        flag, value = f"--{_SPELT.get(name, name).replace('_', '-')}", given.get(name)
         if name not in left_out and value is not None and value is not False:
-            words += [flag] if value is True else [flag, str(value)]
+            for each in value if isinstance(value, list) else [value]:
+                words += [flag] if each is True else [flag, str(each)]
     place = (
         f"In the folder of {PROJECT_FILE}:" if has_project else "In the folder of the run (the one that holds mil/):"
     )

@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 from toy_features import SMALL, make_run, write_features, write_labels
 
-from wsi_dino.cli.mil import _FIELDS, exact_command
+from wsi_dino.cli.mil import exact_command
+from wsi_dino.cli.mil_models import FIELDS
 from wsi_dino.mil.training import TrainingSpec
 from wsi_dino.run_folder import RunFolder
 
@@ -265,7 +266,7 @@ def test_exact_command_leaves_out_what_was_not_chosen() -> None:
 
 def test_help_states_the_defaults_of_the_recipe(tmp_path: Path) -> None:
     text = " ".join(run_command(tmp_path, "mil", "--help").stdout.split())
-    for option, field in _FIELDS.items():
+    for option, field in FIELDS.items():
         default = TrainingSpec.model_fields[field].default
         described = text.split(f"--{option.replace('_', '-')} ")[1].split("[default: ")[1].split("]")[0]
         expected = "all" if default is None else default

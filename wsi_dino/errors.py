@@ -4,6 +4,7 @@
 
     WsiDinoError
     ├── ConfigError            a setting, an option or wsi-dino.yaml is wrong
+    │   └── DivergedError      a training never came to a finite loss
     ├── StorageError           the disk is full, or a folder cannot be written
     ├── SlideError             a slide cannot be opened, read or placed in space
     │   └── MissingMppError    nothing says how large a pixel of the slide is
@@ -34,6 +35,10 @@ class WsiDinoError(Exception):
 
 class ConfigError(WsiDinoError):
     """A setting, an option or wsi-dino.yaml is wrong."""
+
+
+class DivergedError(ConfigError):
+    """A training never came to a finite validation loss."""
 
 
 class StorageError(WsiDinoError):

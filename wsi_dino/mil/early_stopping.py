@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from wsi_dino.errors import ConfigError
+from wsi_dino.errors import DivergedError
 
 
 class EarlyStopping:
@@ -69,11 +69,11 @@ class EarlyStopping:
             learning_rate: at the start, for the message.
 
         Raises:
-            ConfigError: the loss was never a finite number.
+            DivergedError: the loss was never a finite number.
         """
         if self._best is None:
-            raise ConfigError(
-                f"Training ABMIL on {n_slides} slides: the validation loss was never a finite number. "
+            raise DivergedError(
+                f"Training on {n_slides} slides: the validation loss was never a finite number. "
                 f"The learning rate of {learning_rate:g} is too high: lower --lr."
             )
         return self._best

@@ -85,7 +85,23 @@ def _training(spec: TrainingSpec, metrics: Mapping[str, Any]) -> dict[str, str]:
     how = {name.replace("_", " "): _word(value) for name, value in (metrics.get("adaptation") or {}).items()}
     precision = ", ".join(metrics["protocol"]["precision"])
     model = {"model": record.title, "model from": record.paper, "score of a tile": record.tile_score}
-    return {**model, **told, "precision": precision, **how}
+    return {**model, **told, "precision": precision, **how, **_searched(metrics.get("search"))}
+
+
+def _searched(search: Mapping[str, Any] | None) -> dict[str, str]:
+    """Tell what a search tried and what each fold chose; the rows above are what stood there without it."""
+    if not search:
+        return {}
+    told = {f"searched: {name}": text for name, text in search["space"].items()}
+    for fold in search["folds"]:
+        chosen = ", ".join(f"{name} {_rounded(value)}" for name, value in fold["chosen"].items())
+        losses = f"validation loss {fold['val_loss']:.3f} (without search {_rounded(fold['val_loss_without'])})"
+        told[f"fold {fold['fold']} chose"] = f"{chosen}; {losses}, {fold['n_trials']} trials"
+    return told
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
 
 
 def _word(value: Any) -> str:

@@ -18,6 +18,10 @@ class Between:
     high: float
     log: bool = False
 
+    def __str__(self) -> str:
+        """As `metrics.json` and the report say it."""
+        return f"{self.low:g} to {self.high:g}{', by its logarithm' if self.log else ''}"
+
 
 @dataclass(frozen=True)
 class OneOf:
@@ -28,6 +32,10 @@ class OneOf:
     """
 
     values: tuple[bool | int | float | str, ...]
+
+    def __str__(self) -> str:
+        """As `metrics.json` and the report say it."""
+        return ", ".join(map(str, self.values))
 
 
 SearchRange = Between | OneOf

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field
 from torch import Tensor, nn
 
 from wsi_dino.mil.mil_model import Hyperparameters, MilModel, ModelOutput, ModelRecord, masked_mean, towards_positive
-from wsi_dino.mil.search_range import Between
 
 
 class LinearMeanHyperparameters(Hyperparameters):
@@ -18,7 +15,7 @@ class LinearMeanHyperparameters(Hyperparameters):
         c: inverse strength of the L2 penalty, see `fit_linear`; None = the best of a grid on the validation loss.
     """
 
-    c: Annotated[float | None, Between(1e-4, 1e4, log=True)] = Field(None, gt=0)
+    c: float | None = Field(None, gt=0)
 
 
 class LinearMean(MilModel):
