@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from wsi_dino.mil.attention_file import SlideAttention
+    from wsi_dino.pathology.tile_values import TileValues
     from wsi_dino.run_folder import RunFolder
 
 
@@ -28,23 +29,26 @@ class RunPictures:
         """Return small pictures of tiles."""
         from wsi_dino.pathology.heatmap import read_tiles
 
-        return read_tiles(self._path(slide_id), xy_level0, tile_wh_level0)
+        return read_tiles(self.path(slide_id), xy_level0, tile_wh_level0)
 
     def overview(self, attention: SlideAttention) -> np.ndarray:
         """Return the slide with its attention laid over it."""
-        from wsi_dino.pathology.heatmap import attention_picture
+        from wsi_dino.pathology.heatmap import heatmap_picture
 
-        path, footprint = self._path(attention.slide_id), _footprint(attention)
-        return attention_picture(path, attention.attention_weights, attention.coords, footprint, max_px=700)
+        return heatmap_picture(self.path(attention.slide_id), attention_values(attention), max_px=700)
 
     def write_heatmap(self, path: Path, attention: SlideAttention, title: str) -> None:
         """Write the slide with its attention and a legend."""
         from wsi_dino.pathology.heatmap import write_heatmap
 
-        slide, footprint = self._path(attention.slide_id), _footprint(attention)
-        write_heatmap(path, slide, attention.attention_weights, attention.coords, footprint, title=title)
+        write_heatmap(path, self.path(attention.slide_id), attention_values(attention), title=title)
 
-    def _path(self, slide_id: str) -> Path:
+    def path(self, slide_id: str) -> Path:
+        """Return where the slide file of a slide is.
+
+        Raises:
+            SlideError: the runs do not know it, or it is gone.
+        """
         stated = next(
             (row["path"] for run in self._runs if (row := run.read_row("tile", slide_id) or {}).get("path")), ""
         )
@@ -56,7 +60,24 @@ class RunPictures:
         return path
 
 
-def _footprint(attention: SlideAttention) -> tuple[int, int]:
+def attention_values(attention: SlideAttention) -> TileValues:
+    """Return attention in the form that can be painted.
+
+    Raises:
+        SlideError: the features did not say how large their tiles are.
+    """
+    from wsi_dino.pathology.tile_values import TileValues
+
+    weights, coords = attention.attention_weights, attention.coords
+    return TileValues(attention.slide_id, "attention", weights, coords, footprint_of(attention))
+
+
+def footprint_of(attention: SlideAttention) -> tuple[int, int]:
+    """Return width and height of a tile in level-0 px.
+
+    Raises:
+        SlideError: the features did not say.
+    """
     if attention.tile_wh_level0 is None:
         raise SlideError(f"The features of {attention.slide_id} do not say how large their tiles are on the slide.")
     return attention.tile_wh_level0
