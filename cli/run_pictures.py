@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from wsi_dino.mil.attention_file import SlideAttention
+    from wsi_dino.pathology.slide_paths import SlidePaths
     from wsi_dino.pathology.tile_values import TileValues
     from wsi_dino.run_folder import RunFolder
 
@@ -20,10 +21,12 @@ class RunPictures:
 
     Args:
         runs: those whose stage `tile` knows where the slides lie.
+        folder: where to look for slides that are no longer there.
     """
 
-    def __init__(self, *runs: RunFolder) -> None:
-        self._runs = runs
+    def __init__(self, *runs: RunFolder, folder: Path | None = None) -> None:
+        self._runs, self._folder = runs, folder
+        self._moved: SlidePaths | None = None
 
     def tiles(self, slide_id: str, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int]) -> list[np.ndarray]:
         """Return small pictures of tiles."""
@@ -52,12 +55,32 @@ class RunPictures:
         stated = next(
             (row["path"] for run in self._runs if (row := run.read_row("tile", slide_id) or {}).get("path")), ""
         )
+        if self._folder is not None:
+            return self._below(self._folder).find({"slide_id": slide_id, "path": stated or slide_id})
         if not stated:
             raise SlideError(f"The run does not know the slide file of {slide_id}: it was not tiled here.")
         path = Path(stated)
         if not path.exists():
             raise SlideError(f"The slide file of {slide_id}, {path.name}, is no longer where it was tiled.")
         return path
+
+    def mpp_xy(self, slide_id: str) -> tuple[float, float] | None:
+        """Return um/px at level 0 as the slide was tiled with, or None where the runs do not say."""
+        from wsi_dino.errors import TileGridError
+        from wsi_dino.pathology.tile_grid import read_tile_grid
+
+        for run in self._runs:
+            try:
+                return read_tile_grid(run.tiles / f"{slide_id}.h5").mpp_xy
+            except TileGridError:
+                continue
+        return None
+
+    def _below(self, folder: Path) -> SlidePaths:
+        from wsi_dino.pathology.slide_paths import SlidePaths
+
+        self._moved = self._moved or SlidePaths(folder)
+        return self._moved
 
 
 def attention_values(attention: SlideAttention) -> TileValues:

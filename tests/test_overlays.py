@@ -123,12 +123,12 @@ def test_overlay_opens_as_a_tiled_pyramid_with_its_resolution(tmp_path: Path) ->
     with open_slide(phantom.path) as slide:
         write_overlay_tiff(tmp_path / "o.tiff", slide, tiles, (0.2275, 0.25))
         geometry = plan_overlay(slide.level_dimensions[0], tiles.tile_wh_level0, (0.2275, 0.25))
-    assert geometry.downsample == 8
+    assert geometry.downsample == 4
     assert openslide.OpenSlide.detect_format(tmp_path / "o.tiff") == "generic-tiff"
     with openslide.OpenSlide(tmp_path / "o.tiff") as overlay:
         assert overlay.dimensions == geometry.wh
-        assert float(overlay.properties["openslide.mpp-x"]) == pytest.approx(8 * 0.2275, rel=1e-4)
-        assert float(overlay.properties["openslide.mpp-y"]) == pytest.approx(8 * 0.25, rel=1e-4)
+        assert float(overlay.properties["openslide.mpp-x"]) == pytest.approx(4 * 0.2275, rel=1e-4)
+        assert float(overlay.properties["openslide.mpp-y"]) == pytest.approx(4 * 0.25, rel=1e-4)
     with tifffile.TiffFile(tmp_path / "o.tiff") as file:
         assert all(page.is_tiled and page.tilewidth == 256 for page in file.pages)
 
@@ -145,8 +145,8 @@ def test_tissue_of_the_overlay_is_that_of_the_slide(tmp_path: Path, level: int) 
         write_overlay_tiff(tmp_path / "o.tiff", slide, nothing, slide.file_mpp)
     with tifffile.TiffFile(tmp_path / "o.tiff") as file:
         picture = file.pages[0].asarray().astype(int)
-    assert picture.shape[:2] == (960, 1250)
-    centres = picture[8:-16:16, 8:-16:16]
+    assert picture.shape[:2] == (1920, 2500)
+    centres = picture[16:-32:32, 16:-32:32]
     expected = coarse[: centres.shape[0], : centres.shape[1]].astype(int)
     difference = np.abs(centres - expected)[1:]  # the one tile lies in the first row
     assert np.median(difference) < 12  # JPEG
@@ -183,7 +183,7 @@ def test_overlay_of_a_large_slide_needs_little_memory_and_no_whole_picture(tmp_p
     assert peak < 40 * 2**20
     assert Endless.largest < 2**20
     with openslide.OpenSlide(tmp_path / "o.tiff") as overlay:
-        assert overlay.dimensions == (1563, 1563)
+        assert overlay.dimensions == (3125, 3125)
 
 
 def test_geojson_has_what_qupath_reads(tmp_path: Path) -> None:

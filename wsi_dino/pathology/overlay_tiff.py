@@ -13,7 +13,9 @@ from wsi_dino.pathology.pyramid_writer import write_pyramid
 from wsi_dino.pathology.slide import WHITE, Slide
 from wsi_dino.pathology.tile_values import TileValues
 
-_TILE_SIDE_PX = 16  # of the overlay: the edge of a tile is true to a thirty-second of its side
+_TILE_SIDE_PX = 32  # of the overlay: the edge of a tile is true to a 64th of its side
+_LONGEST_PX = 16_384
+_LEAST_TILE_SIDE_PX = 8
 _COARSEST_PX = 512
 _STEP = 4
 
@@ -36,7 +38,7 @@ class OverlayGeometry:
 def plan_overlay(
     slide_wh_level0: tuple[int, int], tile_wh_level0: tuple[int, int], mpp_xy: tuple[float, float] | None
 ) -> OverlayGeometry:
-    """Choose a resolution at which a tile is still 16 to 31 px wide.
+    """Choose a resolution at which a tile is still 32 to 63 px wide, on huge slides 8 px or more.
 
     Args:
         slide_wh_level0: size of the slide.
@@ -45,10 +47,12 @@ def plan_overlay(
 
     Examples:
         >>> plan_overlay((100_000, 80_001), (448, 448), (0.25, 0.25))
-        OverlayGeometry(downsample=16, wh=(6250, 5001), mpp_xy=(4.0, 4.0))
+        OverlayGeometry(downsample=8, wh=(12500, 10001), mpp_xy=(2.0, 2.0))
     """
-    downsample = 1
-    while downsample * 2 * _TILE_SIDE_PX <= min(tile_wh_level0):
+    downsample, side, longest = 1, min(tile_wh_level0), max(slide_wh_level0)
+    while side >= downsample * 2 * _TILE_SIDE_PX or (
+        longest > downsample * _LONGEST_PX and side >= downsample * 2 * _LEAST_TILE_SIDE_PX
+    ):
         downsample *= 2
     wh = (math.ceil(slide_wh_level0[0] / downsample), math.ceil(slide_wh_level0[1] / downsample))
     mpp = None if mpp_xy is None else (mpp_xy[0] * downsample, mpp_xy[1] * downsample)
