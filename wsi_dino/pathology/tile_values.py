@@ -13,7 +13,7 @@ from wsi_dino.errors import ConfigError
 Kind = Literal["attention", "probability"]
 KINDS: tuple[Kind, ...] = ("attention", "probability")
 RANKED = "percentile rank within the slide"
-_COLOUR_MAP = "turbo"
+_COLOUR_MAP, _MAP_RANGE = "turbo", (0.09, 0.91)  # its ends are dark, and over tissue both look alike
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def colours() -> np.ndarray:
     """Return the colour bar, uint8 ``(256, 3)``: blue, green, yellow, red."""
     from matplotlib import colormaps
 
-    return np.rint(colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    return np.rint(colormaps[_COLOUR_MAP](np.linspace(*_MAP_RANGE, 256))[:, :3] * 255).astype(np.uint8)
 
 
 def colours_of(shades: np.ndarray) -> np.ndarray:
