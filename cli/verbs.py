@@ -18,6 +18,7 @@ from wsi_dino.cli.encoders import encoders
 from wsi_dino.cli.heatmap import heatmap
 from wsi_dino.cli.import_features import import_features
 from wsi_dino.cli.init import init
+from wsi_dino.cli.localise import localise
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.predict import predict
 from wsi_dino.cli.tile import tile
@@ -30,6 +31,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "import-features": import_features,
     "mil": mil,
     "heatmap": heatmap,
+    "localise": localise,
     "compare": compare,
     "check-row": check_row,
     "predict": predict,
