@@ -87,10 +87,10 @@ def find_lesions(annotated: np.ndarray, mpp: float, *, merge_um: float = MERGE_U
 
 
 def _major_axis_px(region: np.ndarray) -> float:
-    """Return the long axis of the ellipse with the second moments of the px' squares."""
+    """Return the long axis of the ellipse with the second moments of the px, as scikit-image does."""
     points = np.argwhere(region).astype(np.float64)
-    moments = np.cov(points, rowvar=False, bias=True).reshape(2, 2) + np.eye(2) / 12
-    return float(4 * np.sqrt(np.linalg.eigvalsh(moments)[-1]))
+    moments = np.cov(points, rowvar=False, bias=True).reshape(2, 2)
+    return float(4 * np.sqrt(max(0.0, np.linalg.eigvalsh(moments)[-1])))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def compute_froc(slides: Sequence[Detections], *, counted: Counted = "normal") -
             ``"all"`` slides over theirs, as the challenge's script counts.
 
     Returns:
-        ``score``; ``sensitivity`` by ``false_positives``; ``curve`` of both by falling ``threshold``;
+        ``score``; ``sensitivity`` by ``false_positives``; ``curve`` of both by falling ``threshold``, as far as
+        the first point beyond 8;
         ``n_lesions``, ``n_slides``, ``n_counted`` (slides whose false positives count), ``counted``.
 
     Raises:
@@ -148,11 +149,12 @@ def compute_froc(slides: Sequence[Detections], *, counted: Counted = "normal") -
     per_slide = np.r_[0.0, _at_least(wrong, thresholds) / len(counting)]
     sensitivity = np.r_[0.0, _at_least(found, thresholds) / n_lesions]
     at = np.interp(FALSE_POSITIVES, per_slide, sensitivity)
+    shown = slice(0, int(np.searchsorted(per_slide, FALSE_POSITIVES[-1], "right")) + 1)
     return {
         "score": float(at.mean()), "false_positives": list(FALSE_POSITIVES), "sensitivity": at.tolist(),
         "curve": {
-            "threshold": [None, *thresholds.tolist()], "false_positives": per_slide.tolist(),
-            "sensitivity": sensitivity.tolist(),
+            "threshold": [None, *thresholds.tolist()][shown], "false_positives": per_slide[shown].tolist(),
+            "sensitivity": sensitivity[shown].tolist(),
         },
         "n_lesions": n_lesions, "n_slides": len(slides), "n_counted": len(counting), "counted": counted,
     }  # fmt: skip
