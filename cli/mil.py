@@ -154,6 +154,20 @@ def mil(
             help="Draw attention over N held-out slides, highest score first.  [default: 0]", metavar="N",
         ),
     ] = 0,
+    top_tiles: Annotated[
+        int,
+        _option(
+            _RESULTS, "--top-tiles", min=0, metavar="N",
+            help="Show so many tiles most and least like each class in the report; 0 = none.  [default: 8]",
+        ),
+    ] = 8,
+    faithfulness: Annotated[
+        int,
+        _option(
+            _RESULTS, "--faithfulness", min=0, metavar="N",
+            help="Remove and insert attended tiles on N held-out slides and follow the score.  [default: 0]",
+        ),
+    ] = 0,
     no_report: Annotated[bool, _option(_RESULTS, "--no-report", help="Write no report.html.")] = False,
     adapt: adapting.AdaptOption = None,
     adapt_tiles: adapting.TilesOption = None,
@@ -270,7 +284,7 @@ def _request(plan: _Plan, task: Task, encoder: str, spec: TrainingSpec) -> MilRe
     told = exact_command(_of_task(mil_models.of_model(given, spec.model), task), encoder)
     return MilRequest(
         learning, given["folds"], given["seed"], given["splits"], given["bootstrap"], given["heatmaps"],
-        not given["no_report"], Telling(*told), given["seeds"],
+        not given["no_report"], Telling(*told), given["seeds"], given["top_tiles"], given["faithfulness"],
     )  # fmt: skip
 
 

@@ -15,8 +15,10 @@ from wsi_dino.cli.demo import demo
 from wsi_dino.cli.doctor import doctor
 from wsi_dino.cli.embed import embed
 from wsi_dino.cli.encoders import encoders
+from wsi_dino.cli.heatmap import heatmap
 from wsi_dino.cli.import_features import import_features
 from wsi_dino.cli.init import init
+from wsi_dino.cli.localise import localise
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.predict import predict
 from wsi_dino.cli.tile import tile
@@ -28,6 +30,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "embed": embed,
     "import-features": import_features,
     "mil": mil,
+    "heatmap": heatmap,
+    "localise": localise,
     "compare": compare,
     "check-row": check_row,
     "predict": predict,

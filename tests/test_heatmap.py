@@ -13,16 +13,20 @@ from scipy.stats import rankdata
 
 from wsi_dino.errors import SlideError
 from wsi_dino.pathology.heatmap import (
-    attention_overlay,
-    attention_picture,
+    heatmap_picture,
+    overlay_of,
     paint_tiles,
-    percentile_ranks,
     read_tiles,
     with_legend,
     write_heatmap,
 )
+from wsi_dino.pathology.tile_values import TileValues, percentile_ranks
 
 TILE_PX = 64
+
+
+def _values(values: np.ndarray, xy: np.ndarray, side_px: int = TILE_PX) -> TileValues:
+    return TileValues("board", "attention", values, xy, (side_px, side_px))
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40))
@@ -49,7 +53,7 @@ def _board(columns: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def test_high_attention_covers_exactly_the_dark_squares(downsample_xy: tuple[float, float]) -> None:
     pixels, xy, dark = _board(20, 12)
     height, width = (round(n / d) for n, d in zip(pixels.shape[:2], downsample_xy[::-1], strict=True))
-    overlay = attention_overlay(dark.astype(float), xy, (TILE_PX, TILE_PX), (width, height), downsample_xy)
+    overlay = overlay_of(_values(dark.astype(float), xy), (width, height), downsample_xy)
     rows = np.clip(((np.arange(height) + 0.5) * downsample_xy[1]).astype(int), 0, pixels.shape[0] - 1)
     columns = np.clip(((np.arange(width) + 0.5) * downsample_xy[0]).astype(int), 0, pixels.shape[1] - 1)
     is_dark = pixels[np.ix_(rows, columns)][..., 0] < 128
@@ -60,7 +64,7 @@ def test_high_attention_covers_exactly_the_dark_squares(downsample_xy: tuple[flo
 
 
 def test_uncovered_slide_stays_visible() -> None:
-    overlay = attention_overlay(np.array([1.0, 2.0]), np.array([[0, 0], [100, 100]]), (50, 50), (30, 20), (10.0, 10.0))
+    overlay = overlay_of(_values(np.array([1.0, 2.0]), np.array([[0, 0], [100, 100]]), 50), (30, 20), (10.0, 10.0))
     covered = np.zeros((20, 30), bool)
     covered[0:5, 0:5] = covered[10:15, 10:15] = True
     np.testing.assert_array_equal(overlay[..., 3] > 0, covered)
@@ -87,7 +91,7 @@ def test_picture_of_a_real_file_lines_up(tmp_path: Path, max_px: int) -> None:
     pixels, xy, dark = _board(20, 12)
     path = tmp_path / "board.png"
     Image.fromarray(pixels).save(path)
-    picture = attention_picture(path, dark.astype(float), xy, (TILE_PX, TILE_PX), max_px).astype(int)
+    picture = heatmap_picture(path, _values(dark.astype(float), xy), max_px).astype(int)
     assert max(picture.shape) <= max_px
     scale = pixels.shape[1] / picture.shape[1]
     for (x, y), is_dark in zip(xy, dark, strict=True):
@@ -108,23 +112,23 @@ def test_heatmap_is_written_with_its_legend(tmp_path: Path) -> None:
     pixels, xy, dark = _board(20, 12)
     Image.fromarray(pixels).save(tmp_path / "board.png")
     out = tmp_path / "heatmap.png"
-    write_heatmap(out, tmp_path / "board.png", dark.astype(float), xy, (TILE_PX, TILE_PX), title="board")
+    write_heatmap(out, tmp_path / "board.png", _values(dark.astype(float), xy), title="board")
     with Image.open(out) as image:
         assert image.size == (1280, 768 + 56)
     first = out.read_bytes()
-    write_heatmap(out, tmp_path / "board.png", dark.astype(float), xy, (TILE_PX, TILE_PX), title="board")
+    write_heatmap(out, tmp_path / "board.png", _values(dark.astype(float), xy), title="board")
     assert out.read_bytes() == first
 
 
 def test_missing_slide_is_named_and_nothing_written(tmp_path: Path) -> None:
     gone = tmp_path / "gone.svs"
     with pytest.raises(SlideError, match=r"gone\.svs"):
-        write_heatmap(tmp_path / "h.png", gone, np.ones(1), np.zeros((1, 2), int), (9, 9), title="t")
+        write_heatmap(tmp_path / "h.png", gone, _values(np.ones(1), np.zeros((1, 2), int)), title="t")
     assert not (tmp_path / "h.png").exists()
 
 
 @pytest.mark.parametrize("title", ["plain", "Schnitt – Größe", "胃生検", "x" * 500, ""])
 def test_any_title_is_drawn_within_the_width(title: str) -> None:
-    picture = with_legend(np.full((50, 600, 3), 7, np.uint8), title)
+    picture = with_legend(np.full((50, 600, 3), 7, np.uint8), title, ("0", title))
     assert picture.shape == (106, 600, 3)
     assert (picture[:50] == 7).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wsi_dino.evaluation.plots import STYLE
 from wsi_dino.provenance import write_atomically
 
 PNG_DPI = 200
+_JPEG_QUALITY = 85
 INK, RULE = "#1b1f24", "#d5dae0"
 # Okabe and Ito 2008: told apart with every common colour vision; the darkest first
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C00")
@@ -86,3 +90,12 @@ def _without_metadata(svg: bytes) -> bytes:
 def plain_text(text: str) -> str:
     """Return `text` so that a legend shows it: one that starts with ``_`` it would hide."""
     return f" {text}" if text.startswith("_") else text
+
+
+def picture_uri(pixels: np.ndarray) -> str:
+    """Return uint8 ``(height, width, 3)`` pixels as a JPEG data URI."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.evaluation.curves import ScoredFold, mean_roc
+from wsi_dino.evaluation.pictures import picture_uri
 from wsi_dino.evaluation.plots import reliability_figure, roc_figure, score_figure, training_figure
+from wsi_dino.evaluation.report_looking import LookingSection, looking_html
 from wsi_dino.evaluation.report_statistics import statistics_html
 
 _METRICS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
 _METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced acc.", "f1": "F1"}
 _LISTED_PREDICTIONS = 5000
-_JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ class ReportInput:
             label, predicted, score`` and ``score_<class>`` for each class.
         curves: losses of each fold.
         examples: slides to show.
+        looking: tiles of each class, and faithfulness of attention.
         command: what to type to get the same again, `command_place` in which folder.
         settings, training, encoder_facts: what else there is to say, in order.
     """
@@ -89,6 +89,7 @@ class ReportInput:
     settings: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, str] = field(default_factory=dict)
     encoder_facts: Mapping[str, str] = field(default_factory=dict)
+    looking: LookingSection | None = None
 
 
 def render_report(content: ReportInput) -> str:
@@ -120,6 +121,7 @@ def _context(content: ReportInput) -> dict[str, Any]:
         "versions": metrics["provenance"]["versions"],
         "statistics": statistics_html(metrics),
         "tile_score": metrics["protocol"].get("tile_score", "attention"),
+        "looking": looking_html(content.looking),
         "permuted_labels": metrics.get("permuted_labels"),
         "command": content.command,
         "command_place": content.command_place,
@@ -212,15 +214,6 @@ def _example(example: Example) -> dict[str, Any]:
             for tile in example.tiles
         ],
     }
-
-
-def picture_uri(pixels: np.ndarray) -> str:
-    """Return uint8 ``(height, width, 3)`` pixels as a JPEG data URI."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="JPEG", quality=_JPEG_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _figures(content: ReportInput) -> dict[str, str]:

@@ -111,6 +111,24 @@ def _read_subsets(path: Path, numbers: Sequence[int]) -> tuple[Mapping[str, str]
     return tuple(subset_of[number] for number in sorted(subset_of))
 
 
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read metrics.json of ``RUN/mil/TASK/ENCODER``.
+
+    Raises:
+        ResultError: it is missing or broken.
+    """
+    return _read_json(folder / "metrics.json")
+
+
+def read_test_rows(folder: Path) -> list[dict[str, str]]:
+    """Read the rows of held-out slides of predictions.csv of ``RUN/mil/TASK/ENCODER``.
+
+    Raises:
+        ResultError: it is missing or broken.
+    """
+    return [row for row in _read_csv(folder / "predictions.csv") if row["subset"] == "test"]
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

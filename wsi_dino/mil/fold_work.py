@@ -26,9 +26,10 @@ from wsi_dino.provenance import environment, file_sha256, fingerprint
 # Modules that tell of results, or learn an adapter before, and not the model: a change in them leaves finished
 # folds as they are.
 _TELLING = (
-    "adaptation", "adapted_run", "centre_section", "classic_bench", "classic_network", "examples", "leak_check",
+    "adaptation", "adapted_run", "centre_section", "classic_bench", "classic_network", "examples", "faithfulness",
+    "finished_task", "leak_check", "looking",
     "material", "metrics_file", "permuted_labels", "prediction", "report_content", "run", "statistics_section",
-    "tasks",
+    "tasks", "tile_probability", "top_tiles",
 )  # fmt: skip
 
 

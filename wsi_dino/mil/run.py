@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,15 @@ from wsi_dino.mil.cross_validation import FoldResult, summarise, test_prediction
 from wsi_dino.mil.examples import SlidePictures, choose_examples, make_example, render_heatmaps
 from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, fold_number, learn_fold
 from wsi_dino.mil.leak_check import check_material
+from wsi_dino.mil.looking import (
+    PICTURES_FOLDER,
+    Looked,
+    LookingRequest,
+    look,
+    make_section,
+    remove_earlier,
+    write_top_tiles,
+)
 from wsi_dino.mil.material import Material
 from wsi_dino.mil.metrics_file import build_metrics
 from wsi_dino.mil.report_content import Telling, report_input
@@ -49,6 +58,8 @@ class MilRequest:
         with_report: write report.html.
         telling: what the report says besides the results.
         seeds: models of a scheme with a fixed test set; None = what the scheme says.
+        top_tiles: how many of each class and end; none without a report.
+        faithfulness: of how many held-out slides the attention is tested by removing tiles.
     """
 
     learning: Learning
@@ -60,6 +71,14 @@ class MilRequest:
     with_report: bool = True
     telling: Telling = field(default_factory=Telling)
     seeds: int | None = None
+    top_tiles: int = 8
+    faithfulness: int = 0
+
+    @property
+    def looking(self) -> LookingRequest:
+        """What is looked at."""
+        top_tiles = self.top_tiles if self.with_report else 0
+        return LookingRequest(top_tiles, self.faithfulness, self.n_resamples, self.seed, self.learning.device)
 
 
 @dataclass(frozen=True)
@@ -203,10 +222,21 @@ def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: 
         | statistics_section(held_out, metrics["calibration"], n_resamples=request.n_resamples, seed=request.seed)
     )
     files.remove_others({folder / name for row in rows for name in row["files"]})
-    missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars)
+    looked = _look(files, task.of_fold, results, request, bars)
+    metrics |= looked.metrics
+    missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars, looked)
     run.write_row("mil", f"{material.task.name}-{name}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
     return MilOutcome(folder, metrics, queue.n_reused, missing, report)
+
+
+def _look(files: FoldFiles, of_fold: OfFold, results: Sequence[FoldResult], request: MilRequest, bars: Bars) -> Looked:
+    rows = [row for result in results for row in result.predictions if row["subset"] == "test"]
+    with bars("looking", "slides") as progress:
+        return look(
+            files, of_fold, rows, lambda row: read_attention(files.attention(int(row["fold"]), str(row["slide_id"]))),
+            request.looking, progress,
+        )  # fmt: skip
 
 
 def _check_leaks(
@@ -227,6 +257,7 @@ def _start(run: RunFolder, folder: Path, key: str, identity: str) -> None:
             remove_stale_temporaries(subfolder)
     earlier = run.read_row("mil", key) or {}
     if earlier.get("identity") != identity:
+        remove_earlier(folder)
         for path in [*(folder / name for name in _RESULTS), *folder.glob("heatmaps/*.png")]:
             path.unlink(missing_ok=True)
 
@@ -265,6 +296,7 @@ class EpochProgress:
 def _write_results(
     run: RunFolder, folder: Path, material: Material, split: Split, request: MilRequest,
     results: Sequence[FoldResult], metrics: dict[str, Any], pictures: SlidePictures | None, bars: Bars,
+    looked: Looked,
 ) -> dict[str, str]:  # fmt: skip
     classes = material.cohort.class_names
     rows = [row for result in results for row in result.predictions]
@@ -284,7 +316,11 @@ def _write_results(
         chosen = choose_examples(test_rows, thresholds, classes)
         examples = [make_example(row, read(str(row["slide_id"])), classes, pictures) for row in chosen]
         content = report_input(material, request.learning.spec, request.telling, results, metrics, test_rows, examples)
-        write_text(folder / "report.html", render_report(content))
+        section = make_section(looked, classes, pictures)
+        write_top_tiles(run, folder, looked.tiles)
+        for picture in section.pictures():
+            picture.save(folder / PICTURES_FOLDER)
+        write_text(folder / "report.html", render_report(replace(content, looking=section)))
     write_json_atomically(folder / "metrics.json", metrics)
     if not request.heatmaps:
         return {}

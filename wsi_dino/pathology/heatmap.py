@@ -1,45 +1,19 @@
-"""Values of tiles painted back onto their slide: an attention heatmap with its legend."""
+"""Values of tiles painted back onto their slide: a heatmap with its legend."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from wsi_dino.pathology.slide import open_slide
+from wsi_dino.pathology.tile_values import TileValues, colours, colours_of
 from wsi_dino.provenance import write_atomically
 
-SCALING = "percentile rank within the slide"
-_COLOUR_MAP = "turbo"
 _ALPHA = 0.55
 _LEGEND_HEIGHT_PX = 56
 _MIN_WIDTH_PX = 420
 _MARGIN_PX = 12
-
-
-def percentile_ranks(values: np.ndarray) -> np.ndarray:
-    """Return for each value the share of the other values that lie below it; ties share their mean rank.
-
-    Raw attention weights are a handful of spikes over a flat floor; ranks show the order of all tiles.
-
-    Args:
-        values: float ``(n,)``, finite.
-
-    Returns:
-        float64 ``(n,)`` in 0..1; a single value, or equal ones, get 0.5.
-
-    Examples:
-        >>> percentile_ranks(np.array([0.1, 0.7, 0.1, 0.9])).round(3).tolist()
-        [0.167, 0.667, 0.167, 1.0]
-    """
-    n = len(values)
-    if n < 2:
-        return np.full(n, 0.5)
-    order = np.sort(values)
-    below = np.searchsorted(order, values, "left")
-    up_to = np.searchsorted(order, values, "right")
-    return (below + up_to - 1) / 2 / (n - 1)
 
 
 def paint_tiles(
@@ -70,34 +44,26 @@ def paint_tiles(
     return total / np.maximum(count, 1), count > 0
 
 
-def attention_overlay(
-    attention: np.ndarray, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int], overview_wh: tuple[int, int],
-    downsample_xy: tuple[float, float],
-) -> np.ndarray:  # fmt: skip
-    """Return the coloured attention of a slide, to be laid over its overview.
+def overlay_of(tiles: TileValues, overview_wh: tuple[int, int], downsample_xy: tuple[float, float]) -> np.ndarray:
+    """Return the coloured values of a slide, to be laid over its overview.
 
     Args:
-        attention: float ``(n,)``, raw or after softmax: only the order counts (`SCALING`).
-        xy_level0: int ``(n, 2)``, top-left x, y in level-0 px.
-        tile_wh_level0: width and height of a footprint in level-0 px.
+        tiles: what is painted.
         overview_wh: width and height of the overview in px.
         downsample_xy: level-0 px per px of the overview, for each axis.
 
     Returns:
         uint8 ``(height, width, 4)`` RGBA, fully transparent where no tile lies.
     """
-    ranks, covered = paint_tiles(percentile_ranks(attention), xy_level0, tile_wh_level0, overview_wh, downsample_xy)
-    overlay = np.zeros((*ranks.shape, 4), np.uint8)
-    overlay[..., :3] = _colours()[np.rint(ranks * 255).astype(int)]
+    return coloured(*paint_tiles(tiles.shades, tiles.xy_level0, tiles.tile_wh_level0, overview_wh, downsample_xy))
+
+
+def coloured(shades: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """Return uint8 RGBA ``(height, width, 4)`` of shades in 0..1, fully transparent where nothing is covered."""
+    overlay = np.zeros((*shades.shape, 4), np.uint8)
+    overlay[..., :3] = colours_of(shades)
     overlay[..., 3] = np.where(covered, round(255 * _ALPHA), 0)
     return overlay
-
-
-@lru_cache(maxsize=1)
-def _colours() -> np.ndarray:
-    from matplotlib import colormaps
-
-    return np.rint(colormaps[_COLOUR_MAP](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
 def blend(overview: np.ndarray, overlay: np.ndarray) -> np.ndarray:
@@ -106,10 +72,8 @@ def blend(overview: np.ndarray, overlay: np.ndarray) -> np.ndarray:
     return np.rint(overview * (1 - alpha) + overlay[..., :3] * alpha).astype(np.uint8)
 
 
-def attention_picture(
-    slide_path: Path, attention: np.ndarray, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int], max_px: int = 1600
-) -> np.ndarray:
-    """Read the overview of a slide and lay its attention over it.
+def heatmap_picture(slide_path: Path, tiles: TileValues, max_px: int = 1600) -> np.ndarray:
+    """Read the overview of a slide and lay the values of its tiles over it.
 
     Returns:
         uint8 ``(height, width, 3)``, its longer side at most `max_px`.
@@ -119,16 +83,16 @@ def attention_picture(
     """
     with open_slide(slide_path) as slide:
         overview, downsample_xy = slide.read_overview(max_px)
-    overview_wh = (overview.shape[1], overview.shape[0])
-    return blend(overview, attention_overlay(attention, xy_level0, tile_wh_level0, overview_wh, downsample_xy))
+    return blend(overview, overlay_of(tiles, (overview.shape[1], overview.shape[0]), downsample_xy))
 
 
-def with_legend(picture: np.ndarray, title: str) -> np.ndarray:
+def with_legend(picture: np.ndarray, title: str, ends: tuple[str, str]) -> np.ndarray:
     """Put a colour bar, what it means and `title` below a picture.
 
     Args:
         picture: uint8 ``(height, width, 3)``.
         title: one line; shortened where it does not fit.
+        ends: what the left and the right end of the colour bar mean.
 
     Returns:
         uint8 RGB, `_LEGEND_HEIGHT_PX` higher and at least `_MIN_WIDTH_PX` wide, white around a small picture.
@@ -140,12 +104,13 @@ def with_legend(picture: np.ndarray, title: str) -> np.ndarray:
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
-    bar = Image.fromarray(np.repeat(_colours()[None], 12, axis=0)).resize((160, 12))
+    bar = Image.fromarray(np.repeat(colours()[None], 12, axis=0)).resize((160, 12))
     top = height + 32
     canvas.paste(bar, (_MARGIN_PX + 36, top))
-    draw.text((_MARGIN_PX, height + 8), _fitting(title, draw, font, canvas.width - 2 * _MARGIN_PX), "black", font)
-    draw.text((_MARGIN_PX, top - 2), "least", "black", font)
-    draw.text((_MARGIN_PX + 202, top - 2), f"most attended ({SCALING})", "black", font)
+    room = canvas.width - 2 * _MARGIN_PX
+    draw.text((_MARGIN_PX, height + 8), _fitting(title, draw, font, room), "black", font)
+    draw.text((_MARGIN_PX, top - 2), ends[0], "black", font)
+    draw.text((_MARGIN_PX + 202, top - 2), _fitting(ends[1], draw, font, room - 202), "black", font)
     return np.asarray(canvas)
 
 
@@ -164,10 +129,7 @@ def _draws(font: object, text: str) -> bool:
     return True
 
 
-def write_heatmap(
-    path: Path, slide_path: Path, attention: np.ndarray, xy_level0: np.ndarray, tile_wh_level0: tuple[int, int],
-    *, title: str,
-) -> None:  # fmt: skip
+def write_heatmap(path: Path, slide_path: Path, tiles: TileValues, *, title: str) -> None:
     """Write the heatmap of one slide as PNG.
 
     Raises:
@@ -176,9 +138,9 @@ def write_heatmap(
     """
     from PIL import Image
 
-    picture = attention_picture(slide_path, attention, xy_level0, tile_wh_level0)
+    picture = with_legend(heatmap_picture(slide_path, tiles), title, tiles.ends)
     with write_atomically(path) as temporary:
-        Image.fromarray(with_legend(picture, title)).save(temporary, format="PNG")
+        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def read_tiles(

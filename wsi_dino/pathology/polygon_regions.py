@@ -1,4 +1,4 @@
-"""Annotated polygons in the JSON form that goes with plain-image cohorts, as regions for `tile --contours`."""
+"""Annotated polygons as they come with cohorts, in ASAP's XML or in JSON, as regions for `tile --contours`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.errors import SlideError
+from wsi_dino.pathology.asap_xml import read_asap_xml
 from wsi_dino.pathology.contours import write_contours
 from wsi_dino.pathology.tissue import Tissue
 
@@ -16,7 +17,7 @@ _LEAST_POINTS = 3
 
 
 def read_polygon_regions(path: Path) -> Tissue:
-    """Read ``{"positive": [{"vertices": [[x, y], ...]}, ...], "negative": [...]}``, in level-0 px.
+    """Read ``{"positive": [{"vertices": [[x, y], ...]}, ...], "negative": [...]}``, or ASAP's XML, in level-0 px.
 
     Positive polygons are the regions; negative ones are cut out of them. A polygon of fewer than three
     points has no area and is passed over.
@@ -24,6 +25,8 @@ def read_polygon_regions(path: Path) -> Tissue:
     Raises:
         SlideError: no such file, not of that form, or without a positive polygon.
     """
+    if path.suffix.lower() == ".xml":
+        return read_asap_xml(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         kept = _outlines(content["positive"])

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from wsi_dino.pathology.opencv import cv2
-
-Painter = Callable[[int, int, int, int], np.ndarray]
-"""Paints the region (x, y, width, height), in level-0 px, as uint8 ``(height, width, 3)``."""
 
 REDUCED_BY = 16
 """Level-0 px along one side of a px of the truth masks."""

@@ -68,9 +68,19 @@ def read_camelyon16(folder: Path, settings: Settings) -> CohortTable:
     checks = [Check(what, n, sum(name.startswith(start) for name in found.paths)) for what, start, n in counts]
     tumor = sum(row["tumor"] == "tumor" and row["official"] == "test" for row in rows)
     checks.append(Check("test, tumor", len(TUMOR_TEST_NUMBERS), tumor))
+    annotated = {slide.stem: download.find(_annotation_places(name)) for name, slide in found.paths.items()}
+    regions = {slide_id: path for slide_id, path in annotated.items() if path is not None}
     return with_partial_note(
-        CohortTable(_COLUMNS, rows, len(expected), tuple(found.missing), tuple(checks), tuple(_remarks(found)))
+        CohortTable(
+            _COLUMNS, rows, len(expected), tuple(found.missing), tuple(checks), tuple(_remarks(found)), regions=regions
+        )
     )
+
+
+def _annotation_places(name: str) -> list[str]:
+    """Return where the XML of a slide may lie: as published, or without the folder of its archive."""
+    side = "testing" if name.startswith("test_") else "training"
+    return [f"{side}/lesion_annotations/{name}.xml", f"{side}/{name}.xml", f"lesion_annotations/{name}.xml"]
 
 
 def _row(name: str, found: Found, labels: dict[str, str], download: Download) -> dict[str, str]:

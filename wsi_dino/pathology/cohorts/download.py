@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from wsi_dino.errors import CohortError
@@ -58,16 +59,23 @@ class Download:
         """Return a path as seen from the folder."""
         return path.relative_to(self.folder).as_posix()
 
+    def find(self, places: Iterable[str]) -> Path | None:
+        """Return the first of `places` that is there, or None; upper and lower case count as one."""
+        return next((self._by_place[place.lower()] for place in places if place.lower() in self._by_place), None)
+
+    @cached_property
+    def _by_place(self) -> dict[str, Path]:
+        return {self.relative(path).lower(): path for path in self._files}
+
     def require(self, *places: str, what: str) -> Path:
         """Return the first of `places` that is there; upper and lower case count as one.
 
         Raises:
             CohortError: none is; names what was expected, and a file like it that is there.
         """
-        by_place = {self.relative(path).lower(): path for path in self._files}
-        for place in places:
-            if place.lower() in by_place:
-                return by_place[place.lower()]
+        found = self.find(places)
+        if found is not None:
+            return found
         expected = " or ".join(places)
         raise CohortError(
             f"Reading {self.cohort} in {self.folder}: {what} is missing, expected {expected}."
