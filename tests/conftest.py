@@ -27,3 +27,12 @@ def shared_data() -> Path:
 def shared_golden() -> Path:
     """Folder of the reference tool's outputs."""
     return _folder("WSI_DINO_TEST_GOLDEN", _REPOSITORY.parent / "shared" / "golden")
+
+
+@pytest.fixture(scope="session")
+def paper_text() -> list[str]:
+    """Lines of the paper's text, which is not shipped."""
+    path = Path(os.environ.get("WSI_DINO_TEST_PAPER", _REPOSITORY.parent / "shared" / "paper.txt"))
+    if not path.is_file():
+        pytest.skip(f"no text of the paper at {path}: set WSI_DINO_TEST_PAPER to the file")
+    return path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Figures that the DINOv3 benchmark paper (arXiv 2509.06467, version 1) prints for whole slides.
+"""Figures that the paper prints for whole slides, each with the average it can be of.
 
 They are printed as published, to stand beside figures made here; nothing here reproduces them.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from wsi_dino.errors import ResultError
 from wsi_dino.evaluation.averaging import PrintedRow, RowCheck, check_row
-
-SOURCE = "arXiv 2509.06467v1"
+from wsi_dino.evaluation.published.printed_table import FOLDER, SOURCE, PrintedTable, read_tables
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,44 @@ class PublishedTable:
         return [(row, check_row(row.printed, self.n_positive, self.n_negative)) for row in self.rows]
 
 
-TABLES = (
-    PublishedTable(
-        "Table 3", ("camelyon16-cv", "camelyon16-official"), 49, 80,
-        "Camelyon16 test set: 49 slides with and 80 without tumour",
-        (
-            PublishedRow("ResNet50 (ImageNet)", "resnet50", 0.842, 0.713, 0.594, 0.776),
-            PublishedRow("UNI", "uni", 0.965, 0.951, 0.959, 0.938),
-            PublishedRow("CONCH", "conch", 0.961, 0.944, 0.956, 0.928),
-            PublishedRow("DINOv3-S", "dinov3-s", 0.840, 0.847, 0.898, 0.682),
-            PublishedRow("DINOv3-B", "dinov3-b", 0.805, 0.800, 0.834, 0.629),
-        ),
-    ),
-    PublishedTable(
-        "Table 4", ("camelyon17-unseen",), 102, 222,
-        "Camelyon17 Unseen, ITC dropped: 102 slides with and 222 without tumour",
-        (
-            PublishedRow("ResNet50 (ImageNet)", "resnet50", 0.852, 0.723, 0.607, 0.808),
-            PublishedRow("UNI", "uni", 0.932, 0.937, 0.933, 0.928),
-            PublishedRow("CONCH", "conch", 0.932, 0.939, 0.934, 0.913),
-            PublishedRow("DINOv3-S", "dinov3-s", 0.854, 0.761, 0.589, 0.894),
-            PublishedRow("DINOv3-B", "dinov3-b", 0.792, 0.710, 0.529, 0.820),
-        ),
-    ),
-)  # fmt: skip
+_ENCODERS = {
+    "ResNet50 (ImageNet)": "resnet50", "UNI": "uni", "CONCH": "conch", "DINOv3-S": "dinov3-s", "DINOv3-B": "dinov3-b",
+}  # fmt: skip
+# tasks of ours, slides with and without tumour, which slides these are
+TEST_SETS: dict[int, tuple[tuple[str, ...], int, int, str]] = {
+    3: (("camelyon16-cv", "camelyon16-official"), 49, 80, "Camelyon16 test set: 49 slides with and 80 without tumour"),
+    4: (("camelyon17-unseen",), 102, 222, "Camelyon17 Unseen, ITC dropped: 102 slides with and 222 without tumour"),
+}
+
+
+@cache
+def slide_tables(folder: Path = FOLDER) -> tuple[PublishedTable, ...]:
+    """Return the tables of whole-slide tasks.
+
+    Raises:
+        ResultError: a table is missing or broken, or names an encoder that is not known here.
+    """
+    tables = read_tables(folder)
+    return tuple(
+        PublishedTable(f"Table {number}", tasks, positive, negative, text, _rows(tables[number]))
+        for number, (tasks, positive, negative, text) in TEST_SETS.items()
+    )
+
+
+def _rows(table: PrintedTable) -> tuple[PublishedRow, ...]:
+    names = [column.name for column in table.number_columns]
+    unknown = [label for label in table.cells if label not in _ENCODERS]
+    if unknown:
+        raise ResultError(f"Table {table.number} has rows of no encoder known here: {', '.join(unknown)}.")
+    return tuple(
+        PublishedRow(label, _ENCODERS[label], *(float(table.value(label, name)) for name in names))
+        for label in table.cells
+    )
 
 
 def tables_of(task: str) -> list[PublishedTable]:
     """Return the tables that answer the question of a task."""
-    return [table for table in TABLES if task in table.tasks]
+    return [table for table in slide_tables() if task in table.tasks]
 
 
 def published_section(task: str) -> list[dict[str, Any]]:
