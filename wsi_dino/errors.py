@@ -7,6 +7,7 @@
     ├── StorageError           the disk is full, or a folder cannot be written
     ├── SlideError             a slide cannot be opened, read or placed in space
     │   └── MissingMppError    nothing says how large a pixel of the slide is
+    ├── VolumeError            a volume cannot be read, or its geometry or grey values make no sense
     ├── TileGridError          a tile file is missing, stale or broken
     ├── EncoderError           an encoder cannot do what is asked of it
     │   ├── UnknownEncoderError
@@ -46,6 +47,10 @@ class SlideError(WsiDinoError):
 
 class MissingMppError(SlideError):
     """Nothing says how large a pixel of the slide is, and nothing is guessed."""
+
+
+class VolumeError(WsiDinoError):
+    """A volume cannot be read, or its geometry or grey values make no sense."""
 
 
 class TileGridError(WsiDinoError):
