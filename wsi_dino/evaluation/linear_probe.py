@@ -7,7 +7,10 @@ are standardised; these are settings of `LinearProbeSpec`, with defaults that ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +20,8 @@ from wsi_dino.errors import ConfigError
 
 _MIN_STD = 1e-6
 _ROWS_AT_ONCE = 16_384
+_SMALL_PRODUCTS = 50_000_000
+_PATIENCE = 2  # strengths in a row that are worse on validation end the path
 
 
 class LinearProbeSpec(BaseModel):
@@ -47,7 +52,8 @@ class LogisticSpec(BaseModel):
     """Logistic regression with an L2 penalty by L-BFGS, its strength chosen on validation.
 
     Attributes:
-        c_values: inverse strengths, as scikit-learn's ``C``; that of the least validation loss is taken for all labels.
+        c_values: inverse strengths, as scikit-learn's ``C``, tried from the least; that of the least validation loss is
+            taken for all labels, and two in a row that are worse end the search.
         max_iterations: of L-BFGS for each strength; each starts from the last.
         standardise: as of `LinearProbeSpec`.
     """
@@ -173,16 +179,34 @@ def fit_logistic(
     mean, std = _moments(features, spec.standardise)
     x = (features - mean) / std
     weights, best, losses = np.zeros((x.shape[1] + 1, targets.shape[1])), None, {}
-    for c in sorted(spec.c_values):
-        weights = _minimum(x, targets, weights, c, spec.max_iterations)
-        model = LinearModel(weights[:-1].astype(np.float32), weights[-1].astype(np.float32), mean, std, {})
-        losses[c] = _log_loss(val_targets, model.scores(val_features))
-        if best is None or losses[c] < losses[best[0]]:
-            best = (c, model)
+    with _few_threads(x.size * targets.shape[1]):
+        for c in sorted(spec.c_values):
+            weights = _minimum(x, targets, weights, c, spec.max_iterations)
+            model = LinearModel(weights[:-1].astype(np.float32), weights[-1].astype(np.float32), mean, std, {})
+            losses[c] = _log_loss(val_targets, model.scores(val_features))
+            if best is None or losses[c] < losses[best[0]]:
+                best = (c, model)
+            if _has_risen(list(losses.values())):
+                break
     assert best is not None
     facts = {"model": "logistic regression, L-BFGS", "c": best[0], "val_losses": {f"{c:g}": losses[c] for c in losses}}
     chosen = best[1]
     return LinearModel(chosen.weight, chosen.bias, mean, std, facts | {"standardise": spec.standardise})
+
+
+def _has_risen(losses: list[float]) -> bool:
+    """Tell whether the last `_PATIENCE` losses were each greater than the one before: weaker penalties overfit more."""
+    last = losses[-_PATIENCE - 1 :]
+    return len(last) > _PATIENCE and all(a < b for a, b in pairwise(last))
+
+
+@contextmanager
+def _few_threads(n_products: int) -> Iterator[None]:
+    """Keep small products on one thread: handing them round costs more than they do, on a busy machine much more."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1 if n_products < _SMALL_PRODUCTS else None):
+        yield
 
 
 def _minimum(x: np.ndarray, targets: np.ndarray, start: np.ndarray, c: float, max_iterations: int) -> np.ndarray:
@@ -201,7 +225,7 @@ def _minimum(x: np.ndarray, targets: np.ndarray, start: np.ndarray, c: float, ma
         gradient[-1] = residual.sum(0)
         return float(loss + 0.5 * strength * (weights[:-1] ** 2).sum()), gradient.ravel()
 
-    options = {"maxiter": max_iterations, "maxcor": 20, "ftol": 1e-10, "gtol": 1e-6}
+    options = {"maxiter": max_iterations, "maxcor": 10, "ftol": 1e-10, "gtol": 1e-6}
     found = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
     return np.asarray(found.x).reshape(shape)
 
