@@ -47,24 +47,26 @@ class CtFeatures:
     spec: SliceSpec
 
     @property
-    def variant(self) -> str:
-        """Name of the encoder with what else the user chose; a folder is named after it."""
-        return f"{self.record.name}.{self.identity['input_px']}px.{self.spec.window.replace(':', 'to')}"
-
-    @property
-    def stage(self) -> str:
-        """Stage of the run's rows and claims."""
-        return f"ct.{self.dataset}.{self.variant}"
+    def request(self) -> str:
+        """Fingerprint of encoder, weights and what an image shows."""
+        asked = {key: self.identity.get(key) for key in _ASKED_KEYS}
+        return fingerprint(_FORMAT, self.record.deciding(), asked, self.spec)
 
     @property
     def folder(self) -> Path:
         """Folder of the features."""
-        return self.run.features(f"{self.dataset}.{self.variant}")
+        name = f"{safe_name(self.record.name)}@{self.identity['input_px']}-{self.request[:8]}"
+        return self.run.path / "radiology" / safe_name(self.dataset) / "features" / name
 
     @property
-    def result_folder(self) -> Path:
-        """Folder of predictions, metrics and report."""
-        return self.run.path / "radiology" / safe_name(self.dataset) / safe_name(self.variant)
+    def stage(self) -> str:
+        """Stage of the run's rows and claims."""
+        return f"ct-{self.dataset}-{self.folder.name}"
+
+    def result_folder(self, *choices: str) -> Path:
+        """Return the folder of predictions, metrics and report of a probe; `choices` name it."""
+        words = (f"{self.record.name}@{self.identity['input_px']}", self.spec.window.replace(":", "to"), *choices)
+        return self.run.path / "radiology" / safe_name(self.dataset) / safe_name("-".join(words))
 
     def pooled_path(self, volume_id: str) -> Path:
         """Path of mean, maximum and deviation over the slices of one volume."""
@@ -76,9 +78,8 @@ class CtFeatures:
 
     def item_fingerprint(self, row: VolumeRow) -> str:
         """Return what changes with the request, the weights or what a table says of the volume; not with its path."""
-        asked = {key: self.identity.get(key) for key in _ASKED_KEYS}
         rescale = None if row.rescale is None else [row.rescale.slope, row.rescale.intercept]
-        return fingerprint(_FORMAT, self.record.deciding(), asked, self.spec, row.volume_id, rescale, row.spacing_mm)
+        return fingerprint(self.request, row.volume_id, rescale, row.spacing_mm)
 
     def is_intact(self, row: dict[str, Any], volume: VolumeRow, item_fingerprint: str, *, with_slices: bool) -> bool:
         """Return whether the files that a finished row promises are there, whole, and still of this volume."""

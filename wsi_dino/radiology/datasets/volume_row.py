@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from wsi_dino.errors import CohortError
+from wsi_dino.errors import CohortError, nearest_name
 from wsi_dino.volumes.volume import Rescale
 
 VOLUME_ENDINGS = (".nii.gz", ".nii")
@@ -70,6 +70,26 @@ class VolumeTable:
         """float64 ``(n_volumes, n_labels)``, NaN where unknown."""
         return np.array([row.targets for row in self.rows], np.float64).reshape(len(self.rows), len(self.label_names))
 
+    def limited(self, limit: int) -> VolumeTable:
+        """Return `limit` volumes spread evenly over the table; 0 for all."""
+        if not limit or limit >= len(self.rows):
+            return self
+        return replace(self, rows=tuple(self.rows[i * len(self.rows) // limit] for i in range(limit)))
+
+    def with_labels(self, names: Sequence[str]) -> VolumeTable:
+        """Return the table with these labels alone.
+
+        Raises:
+            CohortError: it has no such label.
+        """
+        for name in names:
+            if name not in self.label_names:
+                near = nearest_name(name, self.label_names)
+                raise CohortError(f"Data set {self.name}: no label {name!r}.{near} Its labels: {self.label_names}.")
+        columns = [self.label_names.index(name) for name in names]
+        rows = tuple(replace(row, targets=tuple(row.targets[column] for column in columns)) for row in self.rows)
+        return replace(self, label_names=tuple(names), rows=rows)
+
 
 def volume_name(name: str) -> str:
     """Return a file name without the endings of NIfTI.
@@ -128,7 +148,7 @@ def settle_missing(table: VolumeTable, *, skip: bool) -> VolumeTable:
     gone = set(missing) if skip else set()
     left_out = {**table.left_out, **dict.fromkeys(sorted(gone), "file missing")}
     rows = tuple(row for row in table.rows if row.volume_id not in gone)
-    return VolumeTable(table.name, table.label_names, rows, left_out, missing, table.unlabelled, table.remarks)
+    return replace(table, rows=rows, left_out=left_out, missing=missing)
 
 
 def without_unlabelled_rows(rows: Sequence[VolumeRow]) -> tuple[tuple[VolumeRow, ...], dict[str, str]]:
