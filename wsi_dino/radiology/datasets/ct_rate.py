@@ -77,9 +77,9 @@ def _part_rows(
         remarks.append(f"{part}: {n_without} volumes have no row in {metadata_part}_metadata.csv")
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
-        where = f"Reading {labels_csv}, row {index + 1} ({name})"
+        where = f"Reading {labels_csv}, row {index + 2} ({name})"
         if seen.setdefault(name, index) != index:
-            raise CohortError(f"{where}: the volume stands in row {seen[name] + 1} too. Keep one row a volume.")
+            raise CohortError(f"{where}: the volume stands in row {seen[name] + 2} too. Keep one row a volume.")
         targets = tuple(label_value(columns[label][index], f"{where}, column {label!r}") for label in LABELS)
         yield _row(folder, part, name, where, targets, subset, metadata.get(name, {}), release)
 

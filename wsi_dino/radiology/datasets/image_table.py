@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from wsi_dino.errors import CohortError, nearest_name
-from wsi_dino.evaluation.cohort import is_empty, read_columns
+from wsi_dino.evaluation.cohort import read_columns
 from wsi_dino.radiology.datasets.image_set import ImageIndex, ImageSet
-from wsi_dino.radiology.datasets.volume_row import label_value, path_within
+from wsi_dino.radiology.datasets.label_columns import Columns, choose_labels
+from wsi_dino.radiology.datasets.volume_row import path_within
 
 SUBSET_COLUMNS = ("subset", "split")
 _SUBSETS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_BINARY = frozenset({"0", "1", "0.0", "1.0"})
 _KNOWN = ("image", "patient_id", *SUBSET_COLUMNS)
-
-Columns = Mapping[str, Sequence[str]]
 
 
 def read_image_table(csv_path: Path, root: Path, *, labels: Sequence[str] = ()) -> ImageSet:
@@ -43,7 +40,7 @@ def read_image_table(csv_path: Path, root: Path, *, labels: Sequence[str] = ()) 
         if name not in columns:
             near = nearest_name(name, columns)
             raise CohortError(f"Reading {csv_path}: there is no column {name!r}.{near} It has {', '.join(columns)}.")
-    chosen, remarks = _labels(csv_path, columns, labels)
+    chosen, remarks = choose_labels(csv_path, columns, labels, _KNOWN)
     index = ImageIndex(root)
     _require_ids(csv_path, columns)
     files = [_file(index, cell, f"Reading {csv_path}, row {i}") for i, cell in enumerate(columns["image"], 1)]
@@ -60,76 +57,6 @@ def read_image_table(csv_path: Path, root: Path, *, labels: Sequence[str] = ()) 
         scheme=f"subsets of {csv_path.name}" if subsets else "",
         unlisted=index.unlisted(files),
         remarks=remarks,
-    )
-
-
-@dataclass(frozen=True)
-class _Label:
-    """A label: a column of 0 and 1, or one value of a column."""
-
-    column: str
-    value: str | None = None
-
-    @property
-    def name(self) -> str:
-        return self.column if self.value is None else f"{self.column}={self.value}"
-
-    def values(self, csv_path: Path, columns: Columns) -> np.ndarray:
-        """Return float32 ``(n,)`` of 0, 1 and NaN."""
-        cells = columns[self.column]
-        if self.value is not None:
-            of_value = [float("nan") if is_empty(cell) else float(cell == self.value) for cell in cells]
-            if 1.0 not in of_value:
-                known = ", ".join(sorted(set(cells))[:10])
-                raise CohortError(f"Reading {csv_path}: no cell of {self.column!r} is {self.value!r}. Values: {known}.")
-            return np.array(of_value, np.float32)
-        where = f"Reading {csv_path}, column {self.column!r}"
-        # rows are counted as in a spreadsheet, the header being row 1
-        return np.array([label_value(cell, f"{where}, row {i}") for i, cell in enumerate(cells, 2)], np.float32)
-
-
-def _labels(csv_path: Path, columns: Columns, asked: Sequence[str]) -> tuple[list[_Label], tuple[str, ...]]:
-    if asked:
-        found = [label for text in asked for label in _asked(csv_path, columns, text)]
-        return list(dict.fromkeys(found)), ()
-    further = [name for name in columns if name not in _KNOWN]
-    chosen = [name for name in further if _is_mostly_binary(columns[name])]
-    if not chosen:
-        raise CohortError(
-            f"Reading {csv_path}: no column of 0 and 1 beside {', '.join(name for name in columns if name in _KNOWN)}. "
-            "Add one a label, or name some with --labels (COLUMN=VALUE makes one of text)."
-        )
-    others = [name for name in further if name not in chosen]
-    remark = f"columns that hold something else than 0 and 1 are no labels: {', '.join(others)}"
-    return [_Label(name) for name in chosen], (remark,) if others else ()
-
-
-def _is_mostly_binary(cells: Sequence[str]) -> bool:
-    known = [cell for cell in cells if not is_empty(cell)]
-    return bool(known) and sum(cell in _BINARY for cell in known) > len(known) / 2
-
-
-def _asked(csv_path: Path, columns: Columns, text: str) -> list[_Label]:
-    if text in columns:
-        return [_Label(text)]
-    first, dots, last = text.partition("..")
-    if dots:
-        names = list(columns)
-        ends = [names.index(_known(csv_path, columns, name)) for name in (first, last)]
-        return [_Label(name) for name in names[ends[0] : ends[1] + 1]]
-    column, equals, value = text.partition("=")
-    if equals:
-        return [_Label(_known(csv_path, columns, column), value)]
-    _known(csv_path, columns, text)
-    return []
-
-
-def _known(csv_path: Path, columns: Columns, name: str) -> str:
-    if name in columns:
-        return name
-    near = nearest_name(name, columns)
-    raise CohortError(
-        f"Reading {csv_path}: there is no column {name!r} for --labels.{near} It has {', '.join(columns)}."
     )
 
 

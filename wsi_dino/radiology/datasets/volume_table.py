@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from wsi_dino.errors import CohortError, nearest_name
 from wsi_dino.evaluation.cohort import read_columns
+from wsi_dino.radiology.datasets.label_columns import Columns, choose_labels
 from wsi_dino.radiology.datasets.volume_row import (
     VolumeRow,
     VolumeTable,
-    label_value,
     path_within,
     volume_name,
     without_unlabelled_rows,
@@ -26,8 +28,6 @@ _KNOWN = (
     "spacing_x_mm", "spacing_y_mm", "spacing_z_mm",
 )  # fmt: skip
 
-Columns = Mapping[str, Sequence[str]]
-
 
 def read_volume_table(
     csv_path: Path, root: Path, *, labels: Sequence[str] = (), baselines: Sequence[str] = ()
@@ -36,8 +36,8 @@ def read_volume_table(
 
     Columns: ``volume`` (also ``image`` or ``path``: file or DICOM folder below `root`), ``patient_id``; if wanted
     ``volume_id``, ``scan_id``, ``subset`` (train, val, test), ``rescale_slope`` with ``rescale_intercept``,
-    ``spacing_x_mm`` with ``_y_`` and ``_z_``. Every further column is a label of 0, 1 or empty, unless `labels`
-    names them.
+    ``spacing_x_mm`` with ``_y_`` and ``_z_``. Every further column of 0, 1 and empty cells is a label, unless
+    `labels` names some (see `choose_labels`).
 
     Raises:
         CohortError: a column is missing, a volume stands twice, a path leaves `root`, a label is neither 0 nor 1,
@@ -45,12 +45,19 @@ def read_volume_table(
     """
     columns = read_columns(csv_path)
     path_column = _path_column(csv_path, columns)
-    names = _label_names(csv_path, columns, labels, baselines)
-    rows = [_row(csv_path, root, columns, path_column, names, baselines, i) for i in range(len(columns[path_column]))]
+    _require_baselines(csv_path, columns, baselines)
+    chosen, remarks = choose_labels(csv_path, columns, labels, (*_KNOWN, *baselines))
+    targets = np.stack([label.values(csv_path, columns) for label in chosen], axis=1).astype(np.float64)
+    rows = [
+        _row(csv_path, root, columns, path_column, tuple(map(float, targets[i])), baselines, i)
+        for i in range(len(targets))
+    ]
     _require_unique(csv_path, rows)
     require_one_subset(csv_path, rows)
     known, left_out = without_unlabelled_rows(rows)
-    return VolumeTable(csv_path.stem, tuple(names), known, left_out, unlabelled=_not_in_table(root, rows))
+    names = tuple(label.name for label in chosen)
+    unlabelled = _not_in_table(root, rows)
+    return VolumeTable(csv_path.stem, names, known, left_out, unlabelled=unlabelled, remarks=remarks)
 
 
 def _path_column(csv_path: Path, columns: Columns) -> str:
@@ -64,32 +71,26 @@ def _path_column(csv_path: Path, columns: Columns) -> str:
     return str(found)
 
 
-def _label_names(csv_path: Path, columns: Columns, labels: Sequence[str], baselines: Sequence[str]) -> list[str]:
-    for name in (*labels, *baselines):
+def _require_baselines(csv_path: Path, columns: Columns, baselines: Sequence[str]) -> None:
+    for name in baselines:
         if name not in columns:
-            known = ", ".join(columns)
-            raise CohortError(
-                f"Reading {csv_path}: there is no column {name!r}.{nearest_name(name, columns)} Known: {known}."
-            )
-    names = list(dict.fromkeys(labels)) or [name for name in columns if name not in _KNOWN and name not in baselines]
-    if not names:
-        raise CohortError(f"Reading {csv_path}: it has no label column beside {', '.join(columns)}.")
-    return names
+            near = nearest_name(name, columns)
+            raise CohortError(f"Reading {csv_path}: there is no column {name!r}.{near} Known: {', '.join(columns)}.")
 
 
 def _row(
-    csv_path: Path, root: Path, columns: Columns, path_column: str, names: Sequence[str],
+    csv_path: Path, root: Path, columns: Columns, path_column: str, targets: tuple[float, ...],
     baselines: Sequence[str], index: int,
 ) -> VolumeRow:  # fmt: skip
     cells = {name: values[index] for name, values in columns.items()}
-    where = f"Reading {csv_path}, row {index + 1} ({cells[path_column]})"
+    where = f"Reading {csv_path}, row {index + 2} ({cells[path_column]})"
     path = path_within(root, cells[path_column], f"{where}, column {path_column!r}")
     if not cells["patient_id"]:
         raise CohortError(f"{where}: patient_id is empty; it keeps a patient on one side of every split.")
     volume_id = cells.get("volume_id") or volume_name(path.relative_to(root).as_posix())
     return VolumeRow(
         volume_id, path, cells["patient_id"], cells.get("scan_id") or volume_id,
-        tuple(label_value(cells[name], f"{where}, column {name!r}") for name in names),
+        targets,
         _subset(cells, where), _rescale(cells, where), _spacing(cells, where),
         {name: _number(cells[name], f"{where}, column {name!r}") for name in baselines},
     )  # fmt: skip
@@ -133,7 +134,7 @@ def _number(text: str, where: str) -> float:
 
 def _require_unique(csv_path: Path, rows: Sequence[VolumeRow]) -> None:
     seen: dict[str, int] = {}
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, 2):
         if row.volume_id in seen:
             raise CohortError(
                 f"Reading {csv_path}: {row.volume_id!r} stands in rows {seen[row.volume_id]} and {number}."
