@@ -22,6 +22,7 @@ from wsi_dino.cli.localise import localise
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.paper import paper_app
 from wsi_dino.cli.predict import predict
+from wsi_dino.cli.radiology import radiology_app
 from wsi_dino.cli.tile import tile
 from wsi_dino.cli.weights import weights
 
@@ -44,4 +45,8 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 # verbs with commands of their own below them
-GROUPS: dict[str, Callable[[], typer.Typer]] = {"cohort": cohort_app, "paper": paper_app}
+GROUPS: dict[str, Callable[[], typer.Typer]] = {
+    "cohort": cohort_app,
+    "paper": paper_app,
+    "radiology": radiology_app,
+}

@@ -25,15 +25,21 @@ _ALLOWED: dict[str, set[str]] = {
     "feature_file": _FOUNDATION,
     "encoders": _FOUNDATION,
     "evaluation": _FOUNDATION,
+    "volumes": _FOUNDATION,
     "configs": set(),
     "pathology": _FOUNDATION | _RUN | _LOWER | {"configs"},
     "mil": _FOUNDATION | _RUN | _LOWER | {"configs"},
+    "radiology": _FOUNDATION | _RUN | _LOWER | {"configs", "volumes"},
     "file_check": set(),
     "run_check": _FOUNDATION | _RUN | _LOWER | {"file_check", "pathology", "mil"},
     "install_check": _LOWER | {"pathology"},
-    "cli": _FOUNDATION | _RUN | _LOWER | {"pathology", "mil", "file_check", "run_check", "install_check", "configs"},
+    "cli": _FOUNDATION
+    | _RUN
+    | _LOWER
+    | {"pathology", "mil", "radiology", "volumes", "file_check", "run_check", "install_check", "configs"},
 }
 _HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "cv2", "matplotlib", "lifelines", "scipy", "tiatoolbox")
+_HEAVY += ("nibabel", "pydicom", "SimpleITK")
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
