@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import adapting, console, mil_models
+from wsi_dino.cli import adapting, console, mil_models, mil_targets
 from wsi_dino.cli.mil_outcome import Done, print_outcome, print_overview, say_exclusions
 from wsi_dino.cli.mil_outcome import as_json as outcome_json
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
@@ -52,10 +52,11 @@ def mil(
             "camelyon16-official, camelyon16-cv, camelyon17-unseen; all-bcnb: every one that begins with bcnb-.",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        _option(_WHAT, "--target", help="Column to predict; a task of that name unless --task is given too."),
-    ] = None,
+    target: mil_targets.TargetOption = None,
+    regression: mil_targets.RegressionOption = False,
+    survival: mil_targets.SurvivalOption = None,
+    survival_head: mil_targets.HeadOption = None,
+    horizon: mil_targets.HorizonOption = None,
     encoder: Annotated[
         list[str] | None,
         _option(
@@ -176,7 +177,8 @@ def mil(
 
     Cross-validated with patients kept on one side of each fold.
     Writes RUN/mil/TASK/ENCODER/ (of a model other than abmil ENCODER+MODEL/): report.html, metrics.json,
-    predictions.csv, splits.csv, model/, attention/ and, with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
+    predictions.csv, splits.csv, model/, attention/ and, with --heatmaps, heatmaps/. Run again, it learns only folds
+    that are missing or asked for differently.
     With --adapt lora the encoder itself learns with them, fold by fold.
     Exit code 1 when a feature file was broken, a slide could not be read, or a heatmap could not be drawn.
     """
@@ -239,7 +241,8 @@ def _tasks(given: dict[str, Any]) -> list[Task]:
     project = read_project_file()
     own = project.tasks if project else {}
     names = expand_task(given["task"], own) if given["task"] else [None]
-    return [_with_test_cohort(find_task(name, given["target"], own), given) for name in names]
+    target, asked = mil_targets.asked_target(given)
+    return [_with_test_cohort(find_task(name, target, own, asked), given) for name in names]
 
 
 def _with_test_cohort(task: Task, given: dict[str, Any]) -> Task:
@@ -341,7 +344,7 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
         flag, value = f"--{_SPELT.get(name, name).replace('_', '-')}", given.get(name)
         if name not in left_out and value is not None and value is not False:
             for each in value if isinstance(value, list) else [value]:
-                words += [flag] if each is True else [flag, str(each)]
+                words += [flag] if each is True else [flag, *map(str, each if isinstance(each, tuple) else [each])]
     place = (
         f"In the folder of {PROJECT_FILE}:" if has_project else "In the folder of the run (the one that holds mil/):"
     )

@@ -19,12 +19,22 @@ class FoldPredictions:
         scores: float64 ``(n,)`` probability of the positive class, or ``(n, n_classes)``.
         patient_id: ``(n,)``, the unit that is resampled.
         threshold: the fold's cut on a binary score.
+        values: float64 ``(n, k)`` truth of targets that are no classes; `y_true` then says only which patients are
+            drawn apart from each other.
     """
 
     y_true: np.ndarray
     scores: np.ndarray
     patient_id: Sequence[str]
     threshold: float = 0.5
+    values: np.ndarray | None = None
+
+    @property
+    def truth(self) -> np.ndarray:
+        """`values` of a target that has them."""
+        if self.values is None:
+            raise ValueError("these predictions are of classes: they have no values")
+        return self.values
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ def cv_interval(
     n_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    skip_unknown: bool = False,
 ) -> Interval:
     """Return the mean of a figure over folds, with its bootstrap interval.
 
@@ -61,15 +72,22 @@ def cv_interval(
         n_resamples: bootstrap replicates.
         level: coverage of the interval.
         seed: of the resampling.
+        skip_unknown: take the mean over the folds where the figure exists; otherwise one without it leaves none.
     """
     compute = STATISTICS[statistic] if isinstance(statistic, str) else statistic
-    values = [float(compute(fold, np.ones((1, len(fold.y_true))))[0]) for fold in fold_predictions]
-    value = float(np.mean(values))
+    values = [figure_of(compute, fold) for fold in fold_predictions]
+    known = [value for value in values if not (skip_unknown and np.isnan(value))]
+    value = float(np.mean(known)) if known else float("nan")
     if np.isnan(value):  # a fold tests on one class
         return Interval(value, value, value)
     replicates = cv_replicates(fold_predictions, compute, n_resamples=n_resamples, seed=seed)
     low, high = percentile_bounds(replicates, level)
     return Interval(value, float(low), float(high))
+
+
+def figure_of(compute: Statistic, fold: FoldPredictions) -> float:
+    """Return a figure of the predictions as they are."""
+    return float(compute(fold, np.ones((1, len(fold.y_true))))[0])
 
 
 def percentile_bounds(replicates: np.ndarray, level: float = 0.95) -> np.ndarray:

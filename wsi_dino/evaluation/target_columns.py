@@ -67,7 +67,8 @@ def read_values(table: LabelTable, column: str) -> Cohort:
     values = np.array([float(row.cells[column]) for row in known])
     if len(values) and values.min() == values.max():
         raise CohortError(f"Reading {table.path}: every {column} is {values[0]:g}; there is nothing to predict.")
-    quarters = np.searchsorted(np.quantile(values, [0.25, 0.5, 0.75]), values) if len(values) else []
+    cuts = np.quantile(values, [0.25, 0.5, 0.75]) if len(values) else np.empty(0)
+    quarters = np.searchsorted(cuts, values)
     rows = [
         CohortRow(row.slide_id, row.patient_id, row.cells[column], int(quarter), (float(value),))
         for row, quarter, value in zip(known, quarters, values, strict=True)

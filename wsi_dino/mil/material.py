@@ -17,6 +17,7 @@ from wsi_dino.evaluation.split import SUBSETS
 from wsi_dino.evaluation.target_columns import read_several_labels, read_survival, read_values
 from wsi_dino.feature_file import read_provenance
 from wsi_dino.mil.bags import BagStore, features_fingerprint
+from wsi_dino.mil.targets import AnyTarget, target_of
 from wsi_dino.mil.tasks import Task, find_columns
 from wsi_dino.run_folder import RunFolder, safe_name
 
@@ -66,6 +67,11 @@ class Material:
     subset_of: Mapping[str, str] = field(default_factory=dict)
     permuted_labels: int | None = None
     adaptation: Mapping[str, Any] | None = None
+
+    @property
+    def target_kind(self) -> AnyTarget:
+        """What kind of target it is, with the settings of the task."""
+        return target_of(self.cohort, self.task)
 
     @property
     def n_broken(self) -> int:

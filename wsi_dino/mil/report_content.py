@@ -12,6 +12,7 @@ from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import get_record
 from wsi_dino.errors import EncoderError
 from wsi_dino.evaluation.report import Example, ReportInput, TrainingCurve
+from wsi_dino.evaluation.target_report import target_part
 from wsi_dino.mil.cross_validation import FoldResult
 from wsi_dino.mil.material import Material
 from wsi_dino.mil.models import get_model
@@ -46,7 +47,8 @@ def report_input(
 ) -> ReportInput:  # fmt: skip
     """Bring the results of a task into the form that `render_report` takes."""
     return ReportInput(
-        metrics=metrics, predictions=test_rows, curves=[_curve(result) for result in results], examples=examples,
+        metrics=metrics, predictions=test_rows, part=target_part(metrics, test_rows) if "kind" in metrics else None,
+        curves=[_curve(result) for result in results], examples=examples,
         command=telling.command, command_place=telling.command_place, settings=_settings(material, metrics),
         training=_training(spec, metrics), encoder_facts=encoder_facts(material),
     )  # fmt: skip
