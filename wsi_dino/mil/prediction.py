@@ -17,6 +17,7 @@ from wsi_dino.mil.bags import BagStore, features_fingerprint
 from wsi_dino.mil.checkpoint import ModelConfig, find_models, load_model, require_same_encoder
 from wsi_dino.mil.inference import score_slides
 from wsi_dino.mil.mil_model import MilModel
+from wsi_dino.mil.models import result_name
 from wsi_dino.run_folder import RunFolder, safe_name
 
 
@@ -38,6 +39,9 @@ class Ensemble:
                 ours, theirs = getattr(self.configs[0], name), getattr(config, name)
                 if ours != theirs:
                     raise WeightsError(f"Opening models: fold {config.fold} has {name} {theirs!r}, the first {ours!r}.")
+            kinds = self.configs[0].spec.model, config.spec.model
+            if len(set(kinds)) > 1:
+                raise WeightsError(f"Opening models: fold {config.fold} is {kinds[1]}, the first {kinds[0]}.")
             ours, theirs = (_but_adapter(one.encoder) for one in (self.configs[0], config))
             if ours != theirs:
                 raise WeightsError(f"Opening models: fold {config.fold} takes features {theirs}, the first {ours}.")
@@ -62,6 +66,11 @@ class Ensemble:
         """Name of the encoder whose features the models take; ``ENCODER+lora`` where each takes its own."""
         first, *others = self.encoders
         return first if set(others) <= {first} else without_fold(first)
+
+    @property
+    def result_name(self) -> str:
+        """Name of the encoder, and of the kind of model where it is not the usual one."""
+        return result_name(self.encoder, self.config.spec.model)
 
     @property
     def threshold(self) -> float | None:
@@ -186,6 +195,8 @@ def predict_run(
 ) -> tuple[Path, list[dict[str, Any]]]:  # fmt: skip
     """Predict every slide of a run and write ``RUN/predictions/TASK/ENCODER/predictions.csv``.
 
+    Of a model other than ABMIL the folder is ``ENCODER+MODEL``, as that of its results.
+
     Returns:
         The table's path and its rows. A slide whose features are broken has status ``failed`` and the
         reason, one without tiles ``empty``.
@@ -200,7 +211,7 @@ def predict_run(
     for slide_id, of_slide in paths.items():
         rows.append(_predict_slide(ensemble, slide_id, of_slide, device, threads))
         report(1, text=slide_id)
-    table = run.path / "predictions" / safe_name(ensemble.task) / safe_name(ensemble.encoder) / "predictions.csv"
+    table = run.path / "predictions" / safe_name(ensemble.task) / safe_name(ensemble.result_name) / "predictions.csv"
     run.write_table(table, rows, ensemble.columns())
     return table, rows
 
