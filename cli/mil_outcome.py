@@ -45,7 +45,7 @@ def print_outcome(done: Done) -> None:
     """Print the figures of one task and encoder, and what to doubt."""
     metrics = done.outcome.metrics
     print(
-        f"{metrics['task']} from {metrics['encoder']}: {metrics['n_slides']} slides, {metrics['n_patients']} patients"
+        f"{metrics['task']} from {metrics['result_name']}: {metrics['n_slides']} slides, {metrics['n_patients']} patients"
     )
     summary = {name: value["value"] for name, value in metrics["summary"].items()}
     columns = ["fold", "n_test", *(_TABLE if "kind" not in metrics else summary)]
@@ -69,20 +69,23 @@ def print_outcome(done: Done) -> None:
 
 
 def print_overview(outcomes: list[Done]) -> None:
-    """One row a task, one column an encoder, where there are several of either."""
+    """One row a task and model, one column an encoder, where there are several of any."""
     if len(outcomes) < 2:
         return
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    n_models = len({done.outcome.metrics["model"] for done in outcomes})
     for done in outcomes:
         metrics = done.outcome.metrics
         title, figure = _headline(metrics)
         text = f"{_number(figure['value'])} ({_number(figure['low'])} to {_number(figure['high'])})"
-        rows.setdefault(metrics["task"], {"": f"{metrics['task']}, {title}"})[metrics["encoder"]] = text
+        what = f"{metrics['task']}, {metrics['model']}, {title}" if n_models > 1 else f"{metrics['task']}, {title}"
+        rows.setdefault((metrics["task"], metrics["model"]), {"": what})[metrics["encoder"]] = text
     print()
     console.print_table(list(rows.values()), ["", *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)])
     first = outcomes[0].outcome
-    if len({done.outcome.metrics["encoder"] for done in outcomes}) > 1 and first.metrics["permuted_labels"] is None:
-        asked = " ".join(f"--task {shlex.quote(task)}" for task in rows)
+    several = len({done.outcome.metrics["result_name"] for done in outcomes}) > 1
+    if several and first.metrics["permuted_labels"] is None:
+        asked = " ".join(f"--task {shlex.quote(task)}" for task in dict.fromkeys(task for task, _ in rows))
         folder = shlex.quote(str(first.folder.parents[2]))
         print(f"Differences, tests and charts: wsi-dino compare --run {folder} {asked}")
 
