@@ -44,9 +44,8 @@ def say_exclusions(material: Material) -> None:
 def print_outcome(done: Done) -> None:
     """Print the figures of one task and encoder, and what to doubt."""
     metrics = done.outcome.metrics
-    print(
-        f"{metrics['task']} from {metrics['result_name']}: {metrics['n_slides']} slides, {metrics['n_patients']} patients"
-    )
+    counts = f"{metrics['n_slides']} slides, {metrics['n_patients']} patients"
+    print(f"{metrics['task']} from {metrics['result_name']}: {counts}")
     summary = {name: value["value"] for name, value in metrics["summary"].items()}
     columns = ["fold", "n_test", *(_TABLE if "kind" not in metrics else summary)]
     console.print_table([*metrics["folds"], {"fold": "mean", **summary}], columns)
@@ -74,14 +73,19 @@ def print_overview(outcomes: list[Done]) -> None:
         return
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     n_models = len({done.outcome.metrics["model"] for done in outcomes})
+    titles = {_headline(done.outcome.metrics)[0] for done in outcomes}
+    head = min(titles) if len(titles) == 1 else ""
     for done in outcomes:
         metrics = done.outcome.metrics
         title, figure = _headline(metrics)
         text = f"{_number(figure['value'])} ({_number(figure['low'])} to {_number(figure['high'])})"
-        what = f"{metrics['task']}, {metrics['model']}, {title}" if n_models > 1 else f"{metrics['task']}, {title}"
-        rows.setdefault((metrics["task"], metrics["model"]), {"": what})[metrics["encoder"]] = text
+        what = f"{metrics['task']}, {metrics['model']}" if n_models > 1 else metrics["task"]
+        what = what if len(titles) == 1 else f"{what}, {title}"
+        rows.setdefault((metrics["task"], metrics["model"]), {head: what})[metrics["encoder"]] = text
     print()
-    console.print_table(list(rows.values()), ["", *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)])
+    console.print_table(
+        list(rows.values()), [head, *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)]
+    )
     first = outcomes[0].outcome
     several = len({done.outcome.metrics["result_name"] for done in outcomes}) > 1
     if several and first.metrics["permuted_labels"] is None:

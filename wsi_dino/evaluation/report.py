@@ -76,16 +76,15 @@ class ReportInput:
         metrics: the content of metrics.json.
         predictions: rows of predictions.csv of the test subset: ``fold, patient_id, slide_id, target,
             label, predicted, score`` and ``score_<class>`` for each class.
-        part: of a target that is not one class: what it says.
         curves: losses of each fold.
         examples: slides to show.
         command: what to type to get the same again, `command_place` in which folder.
         settings, training, encoder_facts: what else there is to say, in order.
+        part: of a target that is not one class: what it says.
     """
 
     metrics: Mapping[str, Any]
     predictions: Sequence[Mapping[str, Any]]
-    part: TargetPart | None = None
     curves: Sequence[TrainingCurve] = ()
     examples: Sequence[Example] = ()
     command: str = ""
@@ -93,6 +92,7 @@ class ReportInput:
     settings: Mapping[str, str] = field(default_factory=dict)
     training: Mapping[str, str] = field(default_factory=dict)
     encoder_facts: Mapping[str, str] = field(default_factory=dict)
+    part: TargetPart | None = None
 
 
 def render_report(content: ReportInput) -> str:
