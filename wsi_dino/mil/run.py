@@ -153,6 +153,8 @@ def run_mil(
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
     metrics = _figures(material, split, request, results, evenness, identity, leaks)
+    if request.learning.search:
+        metrics["search"] = {"space": request.learning.search_space(), "folds": [row["search"] for row in rows]}
     files.remove_others({folder / name for row in rows for name in row["files"]})
     missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars)
     run.write_row("mil", f"{material.task.name}-{name}", {"identity": identity})
