@@ -104,12 +104,16 @@ def read_several_labels(table: LabelTable, columns: Sequence[str], classes: Sequ
     known = [row for row in table.rows if not all(map(math.isnan, values[row.slide_id]))]
     group_of = _combinations(np.array([values[row.slide_id] for row in known]).reshape(len(known), len(columns)))
     rows = [
-        CohortRow(row.slide_id, row.patient_id, ", ".join(row.cells[c] for c in columns), group, values[row.slide_id])
+        CohortRow(row.slide_id, row.patient_id, _told(row, columns), group, values[row.slide_id])
         for row, group in zip(known, group_of, strict=True)
     ]
     names = tuple(f"combination {number}" for number in range(max(group_of, default=0) + 1))
     value_names = tuple((names[0], names[1]) for names, _ in read.values())
     return _cohort(table, rows, names, ", ".join(columns), "labels", tuple(columns), value_names)
+
+
+def _told(row: TableRow, columns: Sequence[str]) -> str:
+    return ", ".join("not known" if is_empty(row.cells[column]) else row.cells[column] for column in columns)
 
 
 def _combinations(values: np.ndarray) -> list[int]:

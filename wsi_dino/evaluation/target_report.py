@@ -28,11 +28,11 @@ class Headline:
 
 HEADLINES = {
     "classes": Headline("auc", "AUC", 0.5),
-    "labels": Headline("auc", "AUC", 0.5),
+    "labels": Headline("auc", "macro AUC", 0.5),
     "regression": Headline("r2", "R²", 0.0),
     "survival": Headline("c_index", "C-index", 0.5),
 }
-TITLES = {"auc": "AUC", "c_index": "C-index", "r2": "R²", "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson's r",
+TITLES = {"auc": "macro AUC", "c_index": "C-index", "r2": "R²", "mae": "MAE", "rmse": "RMSE", "pearson": "Pearson's r",
           "spearman": "Spearman's ρ"}  # fmt: skip
 
 _TEMPLATES = {
@@ -85,8 +85,8 @@ one Kaplan-Meier curve for everybody would give {{ section.calibration.brier.of_
 <div class="pair">
 <figure>{{ figures.labels }}<figcaption>AUC of each label with its 95 % interval; chance is 0.5.</figcaption></figure>
 <div><div class="scroll"><table>
-<thead><tr><th class="text">label</th><th class="text">positive</th><th>slides</th><th>positive</th><th>AUC</th>
-<th>folds</th></tr></thead>
+<thead><tr><th class="text">label</th><th class="text">counts as positive</th><th>slides</th><th>of them positive</th>
+<th>AUC</th><th>folds</th></tr></thead>
 <tbody>{% for row in section %}<tr><td class="text">{{ row.name }}</td><td class="text">{{ row.positive }}</td>
 <td>{{ row.n_known }}</td><td>{{ row.n_positive }}</td><td>{{ row.auc.value | number }}
 <span class="interval">{{ row.auc.low | number }} to {{ row.auc.high | number }}</span></td>

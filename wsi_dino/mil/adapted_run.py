@@ -92,6 +92,11 @@ def plan_adapted_task(
         CohortError: the table is wrong, or none of its slides can be used.
         SplitError: the folds cannot be made.
     """
+    if task.kind != "classes":
+        raise ConfigError(
+            f"Adapting the encoder to {task.name}: --adapt lora teaches classes alone, this task is {task.kind}. "
+            "Leave out --adapt, or adapt on a task of classes and use `embed --adapter DIR`."
+        )
     if task.scheme.kind == "external":
         raise ConfigError(
             f"Adapting the encoder to {task.name}: the task tests on another cohort, which --adapt cannot do. Adapt on "
