@@ -20,7 +20,7 @@ from wsi_dino.mil.class_target import ClassTarget
 from wsi_dino.mil.cross_validation import FoldResult, fold_spec, plan_fold, run_fold
 from wsi_dino.mil.inference import score_slides
 from wsi_dino.mil.material import Material
-from wsi_dino.mil.models import get_model, model_file, result_name
+from wsi_dino.mil.models import get_model, model_source, result_name
 from wsi_dino.mil.objective import AnyObjective
 from wsi_dino.mil.search import Found, SearchGround, SearchSpec, search_fold, search_space, with_values
 from wsi_dino.mil.training import TrainingSpec
@@ -77,9 +77,10 @@ def code_fingerprint(model: str) -> str:
         model: its name; the files of other models do not count.
     """
     room = resources.files("wsi_dino.mil")
-    files = [*room.iterdir(), *room.joinpath("layers").iterdir(), room.joinpath("models", model_file(model))]
+    files = [*room.iterdir(), *room.joinpath("layers").iterdir()]
     learning = [file for file in files if file.name.endswith(".py") and file.name.removesuffix(".py") not in _TELLING]
-    return fingerprint(__version__, sorted((file.name, file.read_text(encoding="utf-8")) for file in learning))
+    texts = sorted((file.name, file.read_text(encoding="utf-8")) for file in learning)
+    return fingerprint(__version__, texts, model_source(model))
 
 
 def fold_item(material: Material, fold: Fold, number: int, learning: Learning) -> Item:
