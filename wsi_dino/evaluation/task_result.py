@@ -63,6 +63,11 @@ def read_result(folder: Path) -> TaskResult:
     doing = f"Reading the results in {folder}"
     if metrics.get("permuted_labels") is not None:
         raise ResultError(f"{doing}: their labels were permuted (seed {metrics['permuted_labels']}); not a result.")
+    if metrics.get("kind"):
+        raise ResultError(
+            f"{doing}: the task is of kind {metrics['kind']}. `compare` tests differences of the AUC of classes "
+            "(DeLong, permutation), which this target has not; `mil` prints the figures and intervals of each encoder."
+        )
     if len(metrics.get("classes") or ()) < 2 or "auc" not in metrics.get("summary", {}):
         raise ResultError(f"{doing}: expected a task of classes with an AUC; this one cannot be compared.")
     rows = [row for row in _read_csv(folder / "predictions.csv") if row["subset"] == "test"]

@@ -89,7 +89,8 @@ def fold_item(material: Material, fold: Fold, number: int, learning: Learning) -
     content = fingerprint(
         code_fingerprint(learning.spec.model), rows, material.cohort.class_names, material.task.target,
         dict(material.features_fingerprint), material.store.identity, fold.train, fold.val, fold.test, number,
-        learning.spec, learning.threshold_policy, learning.device, *([learning.search] if learning.search else []),
+        learning.spec, learning.threshold_policy, learning.device, material.target_kind,
+        *([learning.search] if learning.search else []),
     )  # fmt: skip
     return Item(f"fold-{number}", content)
 
