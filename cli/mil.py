@@ -343,7 +343,8 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
     for name in mil.__annotations__:  # in the order of --help, however it was typed
         flag, value = f"--{_SPELT.get(name, name).replace('_', '-')}", given.get(name)
         if name not in left_out and value is not None and value is not False:
-            for each in value if isinstance(value, list) else [value]:
+            # of an option that takes two words the value is a tuple, too
+            for each in value if isinstance(value, list | tuple) and name != "survival" else [value]:
                 words += [flag] if each is True else [flag, *map(str, each if isinstance(each, tuple) else [each])]
     place = (
         f"In the folder of {PROJECT_FILE}:" if has_project else "In the folder of the run (the one that holds mil/):"

@@ -102,8 +102,8 @@ def search_spec(given: Mapping[str, Any], model: str, spec: TrainingSpec) -> Sea
 
     require_search()
     by_option = [field for option, field in FIELDS.items() if given[option] is not None]
-    by_set = [text.partition("=")[0].strip().rpartition(".")[2] for text in given["settings"] or []]
-    fixed = tuple(sorted({*by_option, *by_set}))
+    by_set = [text.partition("=")[0].strip().rpartition(".") for text in given["settings"] or []]
+    fixed = tuple(sorted({*by_option, *(name for only, _, name in by_set if only in ("", model))}))
     if not search_space(spec, fixed):
         console.say(f"note: nothing is left to be searched for {model}; it is trained as it stands.")
         return None

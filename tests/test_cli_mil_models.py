@@ -81,6 +81,7 @@ def test_report_names_model_hyperparameters_and_the_command_for_it_alone(
     assert [other for other in OTHERS if other != name and f"--model {other}" in page] == []
     for key in record.hyperparameters.model_fields:
         assert key.replace("_", " ") in page or key in ("hidden_dim", "attention_dim"), key
+    assert f"<em>toy</em> with <em>{name}</em>" in page
     assert ("no attention" in page) == (not record.has_attention)
 
 
@@ -155,6 +156,19 @@ def test_the_command_of_a_report_learns_nothing_anew(all_models: tuple[Path, Ran
     assert (folder / "run/mil/ER/toy+dsmil/metrics.json").read_bytes() == before
 
 
+def test_the_command_of_a_task_from_the_project_file_can_be_typed(tmp_path: Path) -> None:
+    make_run(tmp_path, 12)
+    (tmp_path / "wsi-dino.yaml").write_text("run: run\nlabels: labels.csv\ntasks: {er: {target: ER}}\n")
+    ran = run_command(tmp_path, "mil", "--task", "er", *QUICK, "--model", "mean-pool", "--model", "abmil")
+    assert ran.code == 0, ran.stderr
+    for name in ("toy", "toy+mean-pool"):
+        page = (tmp_path / f"run/mil/er/{name}/report.html").read_text()
+        command = next(line for line in page.splitlines() if "wsi-dino mil" in line)
+        words = shlex.split(command[command.index("wsi-dino mil") :].split("<")[0])
+        assert ("--model" in words) == (name != "toy")
+        assert run_command(tmp_path, *words[1:], "--no-report").code == 0, words
+
+
 def test_hyperparameters_come_from_the_project_file_too(tmp_path: Path) -> None:
     make_run(tmp_path, 12)
     (tmp_path / "wsi-dino.yaml").write_text(
@@ -227,6 +241,15 @@ def test_search_never_sees_what_is_tested(tmp_path: Path) -> None:
     trials = [json.loads(p.read_text())["trials"] for p in sorted(tmp_path.glob("*/run/mil/ER/*/search/fold-0.json"))]
     assert trials[0] == trials[1]
     assert len(trials[0]) == 3
+
+
+def test_what_is_set_for_one_model_is_searched_for_another(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    make_run(tmp_path, 12)
+    both = ("--model", "mean-pool", "--model", "max-pool", "--search", 1, "--epochs", 1)
+    assert _mil(tmp_path, *both, "--set", "max-pool.hidden_dim=8", "--set", "weight_decay=0").code == 0
+    assert set(_metrics(tmp_path, "toy+mean-pool")["search"]["space"]) == {"dropout", "hidden_dim"}
+    assert set(_metrics(tmp_path, "toy+max-pool")["search"]["space"]) == {"dropout"}
 
 
 def test_search_is_told_and_its_model_is_the_chosen_one(tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def _context(content: ReportInput) -> dict[str, Any]:
         "predictions": content.predictions if len(content.predictions) <= _LISTED_PREDICTIONS else [],
         "versions": metrics["provenance"]["versions"],
         "permuted_labels": metrics.get("permuted_labels"),
+        "model_name": "" if metrics.get("result_name") in (None, metrics["encoder"]) else metrics["model"],
         "tile_score": metrics["protocol"].get("tile_score", "attention"),
         "command": content.command,
         "command_place": content.command_place,

@@ -110,7 +110,9 @@ def render_heatmaps(
         slide_id = str(row["slide_id"])
         title = f"{slide_id}: {row['target']}, score {float(row['score']):.3f} (held out in fold {row['fold']})"
         try:
-            pictures.write_heatmap(folder / f"{slide_id}.png", read(slide_id), title)
+            attention = read(slide_id)
+            shown = "" if attention.tile_score.startswith("attention") else f"; colour: {attention.tile_score}"
+            pictures.write_heatmap(folder / f"{slide_id}.png", attention, title + shown)
         except WsiDinoError as error:
             missing[slide_id] = str(error)
         report(1, text=slide_id)
