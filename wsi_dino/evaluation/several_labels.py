@@ -6,7 +6,8 @@ from functools import partial
 
 import numpy as np
 
-from wsi_dino.evaluation.bootstrap import FoldPredictions, Statistic, weighted_auc
+from wsi_dino.evaluation.bootstrap import FoldPredictions, Statistic
+from wsi_dino.evaluation.metrics import weighted_auc
 
 
 def label_auc(fold: FoldPredictions, weights: np.ndarray, label: int) -> np.ndarray:

@@ -30,7 +30,7 @@ def kaplan_meier(time: np.ndarray, event: np.ndarray) -> dict[str, Any]:
 
     Examples:
         >>> curve = kaplan_meier(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1, 0, 1, 0]))
-        >>> curve["time"], curve["survival"]
+        >>> curve["time"], [round(s, 3) for s in curve["survival"]]
         ([0.0, 1.0, 2.0, 3.0, 4.0], [1.0, 0.75, 0.75, 0.375, 0.375])
     """
     from lifelines import KaplanMeierFitter

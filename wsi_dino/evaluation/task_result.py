@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.errors import ResultError
-from wsi_dino.evaluation.bootstrap import STATISTICS, FoldPredictions
+from wsi_dino.evaluation.bootstrap import FoldPredictions, figure_of
+from wsi_dino.evaluation.metrics import STATISTICS
 
 COMPARISON_FOLDER = "comparison"
 _SHOWN = 3
@@ -101,7 +102,7 @@ def _fold(doing: str, rows: Sequence[Mapping[str, str]], fold: Mapping[str, Any]
 
 def _check_they_belong_together(doing: str, folds: Sequence[FoldPredictions], metrics: Mapping[str, Any]) -> None:
     stated = metrics["summary"]["auc"]["value"]
-    found = float(np.mean([STATISTICS["auc"](fold, np.ones((1, len(fold.y_true))))[0] for fold in folds]))
+    found = float(np.mean([figure_of(STATISTICS["auc"], fold) for fold in folds]))
     if stated is not None and not math.isnan(found) and abs(found - stated) > _SAME:
         raise ResultError(
             f"{doing}: predictions.csv gives a mean AUC of {found:.4f}, metrics.json says {stated:.4f}. "

@@ -7,9 +7,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wsi_dino.evaluation.bootstrap import STATISTICS, FoldPredictions, Statistic
+from wsi_dino.evaluation.bootstrap import FoldPredictions, Statistic
 from wsi_dino.evaluation.cohort import CohortRow
-from wsi_dino.evaluation.metrics import BINARY_METRICS, MULTICLASS_METRICS, binary_metrics, multiclass_metrics
+from wsi_dino.evaluation.metrics import (
+    BINARY_METRICS,
+    MULTICLASS_METRICS,
+    STATISTICS,
+    binary_metrics,
+    multiclass_metrics,
+)
 from wsi_dino.evaluation.threshold import Threshold, choose_threshold
 from wsi_dino.mil.objective import CrossEntropy, Objective
 from wsi_dino.mil.target_kind import SeenFold, TargetKind
