@@ -22,6 +22,7 @@ from wsi_dino.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
     from wsi_dino.mil.run import MilRequest
+    from wsi_dino.mil.search import SearchSpec
     from wsi_dino.mil.tasks import Task
     from wsi_dino.mil.training import TrainingSpec
     from wsi_dino.run_folder import RunFolder
@@ -189,14 +190,15 @@ def mil(
     adapting.check_adapt_options(plan.given)
     from wsi_dino.mil.material import choose_encoders
 
-    models = mil_models.chosen_models(plan.given)
+    models = mil_models.chosen_models(plan.given, plan.tasks)
     specs = mil_models.training_specs(plan.given, models)
+    searches = {name: mil_models.search_spec(plan.given, spec) for name, spec in specs.items()}
     encoders = plan.encoders if adapt else choose_encoders(plan.run, plan.encoders)
     several = len(plan.tasks) * len(encoders) * len(models) > 1
     outcomes = []
     for chosen in plan.tasks:
         for name in encoders:
-            requests = [_request(plan, chosen, name, spec) for spec in specs.values()]
+            requests = [_request(plan, chosen, name, spec, searches[spec.model]) for spec in specs.values()]
             outcomes += _one_pair(plan, chosen, name, requests, several=several)
     if as_json:
         console.print_json(outcome_json(plan.run.path, outcomes))
@@ -293,7 +295,9 @@ def _one_pair(
     ]
 
 
-def _request(plan: _Plan, task: Task, encoder: str, spec: TrainingSpec) -> MilRequest:
+def _request(
+    plan: _Plan, task: Task, encoder: str, spec: TrainingSpec, search: SearchSpec | None
+) -> MilRequest:  # fmt: skip
     from wsi_dino.mil.fold_work import Learning
     from wsi_dino.mil.report_content import Telling
     from wsi_dino.mil.run import MilRequest
@@ -304,7 +308,7 @@ def _request(plan: _Plan, task: Task, encoder: str, spec: TrainingSpec) -> MilRe
         given["threshold_policy"],
         resolve_mil_device(str(given["device"])),
         given["workers"] or None,
-        mil_models.search_spec(given, spec.model, spec),
+        search,
     )
     told = exact_command(_of_task(mil_models.of_model(given, spec.model), task), encoder)
     return MilRequest(

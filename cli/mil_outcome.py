@@ -88,7 +88,7 @@ def print_overview(outcomes: list[Done]) -> None:
     )
     first = outcomes[0].outcome
     several = len({done.outcome.metrics["result_name"] for done in outcomes}) > 1
-    if several and first.metrics["permuted_labels"] is None:
+    if several and first.metrics["permuted_labels"] is None and "kind" not in first.metrics:
         asked = " ".join(f"--task {shlex.quote(task)}" for task in dict.fromkeys(task for task, _ in rows))
         folder = shlex.quote(str(first.folder.parents[2]))
         print(f"Differences, tests and charts: wsi-dino compare --run {folder} {asked}")

@@ -197,6 +197,10 @@ def test_hyperparameters_come_from_the_project_file_too(tmp_path: Path) -> None:
         (("--model", "transmil", "--set", "hidden_dim=30"), "n_heads = 8 does not divide hidden_dim = 30"),
         (("--model", "mean-pool", "--dropout", 1.5), "dropout = 1.5"),
         (("--lr", -1), "--lr -1.0"),
+        (
+            ("--regression", "--model", "clam-sb"),
+            "clam-sb: it learns one class a slide, and task ER is of kind regression",
+        ),
         (("--model", "clam-sb", "--adapt", "lora", "--encoder", "toy"), "leave out --model"),
     ],
 )
