@@ -159,6 +159,23 @@ def test_a_fixed_test_set_and_a_table_of_splits(folder: Path, tmp_path: Path) ->
     assert len(ran.json["folds"]) == 2
 
 
+def test_broken_off_and_repeated_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Folds, pictures and report: whatever was finished when it ended."""
+    for name in ("calm", "broken"):
+        make_outcome_run(tmp_path / name, 20)
+        assert _mil(tmp_path / name, *SURVIVAL, "--epochs", 2, "--folds", 2).code == 0
+    results = tmp_path / "broken/run/mil/survival-months/toy"
+    for gone in ("model/fold-1.safetensors", "metrics.json", "figures/survival.png"):
+        (results / gone).unlink()
+    assert _mil(tmp_path / "broken", *SURVIVAL, "--epochs", 2, "--folds", 2).code == 0
+    calm, broken = (
+        {p.relative_to(root).as_posix(): p.read_bytes() for p in (root / "run/mil").rglob("*") if p.is_file()}
+        for root in (tmp_path / "calm", tmp_path / "broken")
+    )
+    assert calm == broken
+    assert "run/mil/survival-months/toy/figures/survival.png" in calm
+
+
 # numbers ------------------------------------------------------------------------------------------
 def test_planted_numbers_are_found_in_their_unit(folder: Path) -> None:
     ran = _mil(folder, "--target", "score", "--regression", "--json")
@@ -252,6 +269,7 @@ def test_compare_refuses_what_it_has_no_test_for(folder: Path, survival: dict[st
         ((*SURVIVAL, "--horizon", "1000"), "nobody was watched longer"),
         (("--target", "score", "--target", "ER"), "continuous"),
         (("--regression",), "--target"),
+        (("--target", "slide_id", "--target", "ER"), "cannot be called 'slide_id'"),
         ((*SURVIVAL, "--model", "clam-sb"), "Choose another --model"),
         ((*SURVIVAL, "--adapt", "lora", "--encoder", "efficientnet-lite0"), "teaches classes alone"),
         ((*SURVIVAL, "--folds", "55"), "the event was seen in"),

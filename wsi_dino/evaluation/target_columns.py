@@ -13,6 +13,7 @@ from wsi_dino.evaluation.label_table import LabelTable, TableRow, is_empty, some
 
 CENSORED, EVENT = "censored", "event"
 _EVENT = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+_RESERVED = frozenset({"fold", "subset", "patient_id", "slide_id", "target", "status", "reason", "seen_in_training"})
 _GROUPS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 
 
@@ -87,8 +88,14 @@ def read_several_labels(table: LabelTable, columns: Sequence[str], classes: Sequ
         classes: the words for no and yes; None = found in each column as `read_cohort` does.
 
     Raises:
-        CohortError: no such column, or one that has not exactly two classes.
+        CohortError: no such column, one that has not exactly two classes, or a name that is taken.
     """
+    taken = sorted(_RESERVED & set(columns))
+    if taken:
+        raise CohortError(
+            f"Reading {table.path}: a label cannot be called {taken[0]!r}, which the predictions have a column for. "
+            "Rename the column."
+        )
     read = {column: read_classes(table, column, classes=classes) for column in columns}
     for column, (names, labels) in read.items():
         if len(names) != 2 or len(set(labels.values())) != 2:
