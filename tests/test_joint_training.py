@@ -9,7 +9,7 @@ import torch
 from toy_bags import SMALL, make_bags
 
 from wsi_dino.errors import ConfigError
-from wsi_dino.mil import training
+from wsi_dino.mil import packed_training
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.joint_training import TrainingJob, train_together
 from wsi_dino.mil.objective import CoxPartialLikelihood, CrossEntropy
@@ -40,7 +40,7 @@ def _alone(job: TrainingJob) -> TrainedFold:
     "change", [{}, {"gated": False, "relu": True}, {"dropout": 0.0, "rescale": False}, {"max_tiles": 9}]
 )
 def test_each_model_is_the_one_trained_alone(monkeypatch: pytest.MonkeyPatch, change: dict[str, object]) -> None:
-    monkeypatch.setattr(training, "_UNIT_ROWS_CPU", (10**9, 10**9))  # a step in one piece, as on an accelerator
+    monkeypatch.setattr(packed_training, "_UNIT_ROWS_CPU", (10**9, 10**9))  # a step in one piece, as on an accelerator
     jobs = _jobs(FP32.model_copy(update=change))
     together = train_together(jobs, make_bags()[0], device="cpu")
     for job, joint in zip(jobs, together, strict=True):
@@ -53,7 +53,7 @@ def test_each_model_is_the_one_trained_alone(monkeypatch: pytest.MonkeyPatch, ch
 
 
 def test_a_loss_that_compares_bags_is_taken_over_each_models_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "_UNIT_ROWS_CPU", (10**9, 10**9))
+    monkeypatch.setattr(packed_training, "_UNIT_ROWS_CPU", (10**9, 10**9))
     jobs = []
     for job in _jobs(FP32):
         survival = {slide: (1.0 + index % 7, float(index % 3 > 0)) for index, slide in enumerate(job.truth)}
