@@ -21,8 +21,9 @@ from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.mil.adaptation import Adaptation, SlideTiles, adapter_item, learn_adapter
 from wsi_dino.mil.examples import SlidePictures
-from wsi_dino.mil.material import NOT_LABELLED, Exclusion, Material, gather_material, read_labels, subsets_of
+from wsi_dino.mil.material import NOT_LABELLED, Exclusion, Material, gather_material, subsets_of
 from wsi_dino.mil.run import Bars, MilOutcome, MilRequest, make_split, run_mil
+from wsi_dino.mil.task_labels import read_labels
 from wsi_dino.mil.tasks import Task
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder, safe_name

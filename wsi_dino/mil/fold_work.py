@@ -31,7 +31,7 @@ from wsi_dino.provenance import environment, file_sha256, fingerprint
 _TELLING = (
     "adaptation", "adapted_run", "centre_section", "classic_bench", "classic_network", "examples", "leak_check",
     "material", "metrics_file", "permuted_labels", "prediction", "report_content", "run", "statistics_section",
-    "target_sections", "tasks",
+    "target_sections", "task_labels", "tasks",
 )  # fmt: skip
 
 

@@ -72,34 +72,46 @@ def build_metrics(
         "cohort": cohort_section(material),
         "scheme": material.task.scheme.model_dump(mode="json", exclude={"test_run", "test_labels"}),
         "notes": list(material.notes),
-        "protocol": {
-            "threshold_policy": summary["threshold_policy"],
-            "threshold_policy_text": _POLICIES.get(summary["threshold_policy"], summary["threshold_policy"]),
-            "target_threshold": material.task.threshold,
-            "split_scheme": split.scheme,
-            "split_seed": split.seed,
-            "interval": summary["interval"],
-            "training": learning.spec.model_dump(mode="json"),
-            "tile_score": record.tile_score,
-            "precision": sorted({result.precision for result in results}),
-            "device": learning.device,
-        },
+        "protocol": _protocol(material, split, learning, results, summary),
         **({} if material.adaptation is None else {"adaptation": dict(material.adaptation)}),
         "exclusions": [asdict(exclusion) for exclusion in material.exclusions],
         "warnings": caveats(
             material, split, summary["summary"], random_weights=random_weights,
             evenness=evenness if record.has_attention else (), epochs_kept=() if record.is_convex else epochs,
         ),
-        "provenance": {
-            "fingerprint": identity,
-            "code": code_fingerprint(learning.spec.model),
-            "features": fingerprint(dict(material.features_fingerprint)),
-            "split": split.fingerprint,
-            "features_identity": material.store.identity,
-            "random_weights": random_weights,
-            "versions": environment(),
-        },
+        "provenance": _provenance(material, split, learning, identity),
     }  # fmt: skip
+
+
+def _protocol(
+    material: Material, split: Split, learning: Learning, results: Sequence[FoldResult], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = {"regression": "none", "labels": learning.threshold_policy}
+    policy = own.get(material.cohort.kind, summary["threshold_policy"])
+    return {
+        "threshold_policy": policy,
+        "threshold_policy_text": _POLICIES.get(policy, policy),
+        "target_threshold": material.task.threshold,
+        "split_scheme": split.scheme,
+        "split_seed": split.seed,
+        "interval": summary["interval"],
+        "training": learning.spec.model_dump(mode="json"),
+        "tile_score": get_model(learning.spec.model).tile_score,
+        "precision": sorted({result.precision for result in results}),
+        "device": learning.device,
+    }
+
+
+def _provenance(material: Material, split: Split, learning: Learning, identity: str) -> dict[str, Any]:
+    return {
+        "fingerprint": identity,
+        "code": code_fingerprint(learning.spec.model),
+        "features": fingerprint(dict(material.features_fingerprint)),
+        "split": split.fingerprint,
+        "features_identity": material.store.identity,
+        "random_weights": has_random_weights(material.store.provenance),
+        "versions": environment(),
+    }
 
 
 def _kind_section(material: Material) -> dict[str, Any]:

@@ -65,6 +65,9 @@ def _settings(material: Material, metrics: Mapping[str, Any]) -> dict[str, str]:
     if material.task.threshold is not None:
         names = material.task.classes or ("", "")
         settings["cut of the target"] = f"{names[1]} at {material.task.threshold:g} and above"
+    if material.task.kind == "survival":
+        settings |= {"time, event": material.task.target, "survival head": material.task.survival_head}
+        settings["horizon"] = f"{material.task.horizon:g}"
     settings |= {f"counts as {name}": ", ".join(values) for name, values in material.task.merge.items()}
     settings |= {f"only where {column}": " or ".join(kept) for column, kept in material.task.scheme.keep.items()}
     settings |= {f"tested where {column}": " or ".join(kept) for column, kept in material.task.scheme.test_keep.items()}
