@@ -140,9 +140,7 @@ def test_gradients_are_finite_and_reach_every_weight(name: str) -> None:
     padded, mask, bags = _bags()
     seen = model(padded, mask)
     truth, weights = torch.tensor([[0.0], [1.0], [1.0]]), torch.full((len(bags),), 1 / 3)
-    loss = sum(
-        share * CrossEntropy(class_weights=(1, 1)).loss(o, truth, weights) for share, o in seen.learnt_streams
-    )
+    loss = sum(share * CrossEntropy(class_weights=(1, 1)).loss(o, truth, weights) for share, o in seen.learnt_streams)
     total = loss + sum(extra(truth, weights) for extra in seen.extra_losses)
     slopes = torch.autograd.grad(total, list(model.parameters()), allow_unused=True)
     missing = [n for (n, _), slope in zip(model.named_parameters(), slopes, strict=True) if slope is None]
