@@ -67,6 +67,7 @@ def test_one_command_trains_every_model_and_tells_them_apart(all_models: tuple[P
         assert (metrics["model"], metrics["encoder"]) == (name, "toy")
         assert told["options"] == wanted.model_dump()
         assert metrics["protocol"]["tile_score"] == get_model(name).tile_score
+    assert len(_metrics(folder, "toy+linear-mean")["chosen_c"]) == 2
     assert _metrics(folder, "toy")["protocol"]["training"]["hidden_dim"] == 16
 
 
@@ -93,6 +94,7 @@ def test_attention_files_say_what_they_hold(name: str, all_models: tuple[Path, R
     with h5py.File(paths[0]) as file:
         assert file.attrs["tile_score"] == get_model(name).tile_score
         assert float(file["attention"][()].sum()) == pytest.approx(1, abs=1e-5)
+        assert get_model(name).has_attention or np.ptp(np.log(file["attention"][()])) < 20, "not all but one are 0"
         has = name in {"mean-pool", "linear-mean", "additive-abmil"}
         assert ("contributions" in file) == has
         if has:

@@ -217,15 +217,16 @@ def _attend(material: Material, fold: Fold, result: FoldResult, learning: Learni
     slides = material.cohort.slides_of(fold.test)
     scores = score_slides(result.model, material.store, slides, device=learning.device, threads=learning.threads)
     result.model.cpu()
-    attended, meaning = [], get_model(learning.spec.model).tile_score
+    attended, record = [], get_model(learning.spec.model)
     kind, said = material.target_kind, {row["slide_id"]: row for row in result.predictions}
     column = f"score_{kind.names[-1]}" if isinstance(kind, ClassTarget) else kind.score_column
     for score in scores:
         file = read_feature_file(material.paths[score.slide_id])
         place = (file.coords, tile_wh_level0(file))
-        more = (meaning, score.contributions)
+        more = (record.tile_score, score.contributions)
+        weights = score.attention_weights if record.has_attention else score.standard_weights
         shown = float(said[score.slide_id][column])
-        attended.append(SlideAttention(score.slide_id, result.fold, shown, score.attention_weights, *place, *more))
+        attended.append(SlideAttention(score.slide_id, result.fold, shown, weights, *place, *more))
     return attended
 
 

@@ -73,6 +73,7 @@ def build_metrics(
         "scheme": material.task.scheme.model_dump(mode="json", exclude={"test_run", "test_labels"}),
         "notes": list(material.notes),
         "protocol": _protocol(material, split, learning, results, summary),
+        **({"chosen_c": [r.history[r.best_epoch]["c"] for r in results]} if record.is_convex else {}),
         **({} if material.adaptation is None else {"adaptation": dict(material.adaptation)}),
         "exclusions": [asdict(exclusion) for exclusion in material.exclusions],
         "warnings": caveats(

@@ -50,7 +50,7 @@ def report_input(
         metrics=metrics, predictions=test_rows, part=target_part(metrics, test_rows) if "kind" in metrics else None,
         curves=[_curve(result) for result in results], examples=examples,
         command=telling.command, command_place=telling.command_place, settings=_settings(material, metrics),
-        training=_training(spec, metrics), encoder_facts=encoder_facts(material),
+        training=_training(spec, metrics) | _chosen_c(results), encoder_facts=encoder_facts(material),
     )  # fmt: skip
 
 
@@ -91,6 +91,13 @@ def _training(spec: TrainingSpec, metrics: Mapping[str, Any]) -> dict[str, str]:
     precision = ", ".join(metrics["protocol"]["precision"])
     model = {"model": record.title, "model from": record.paper, "score of a tile": record.tile_score}
     return {**model, **told, "precision": precision, **how, **_searched(metrics.get("search"))}
+
+
+def _chosen_c(results: Sequence[FoldResult]) -> dict[str, str]:
+    """Tell the penalty of a linear probe, which takes the place of epochs."""
+    chosen = {r.fold: r.history[r.best_epoch]["c"] for r in results if "c" in r.history[r.best_epoch]}
+    told = {f"fold {fold}": f"c = {c:g}" for fold, c in chosen.items()}
+    return {"an epoch of the curve": "one strength of the penalty, the strongest first", **told} if told else {}
 
 
 def _searched(search: Mapping[str, Any] | None) -> dict[str, str]:
