@@ -14,6 +14,7 @@ import numpy as np
 
 from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval
 from wsi_dino.evaluation.delong import auc_influence, delong_interval, delong_test
+from wsi_dino.evaluation.metrics import STATISTICS
 from wsi_dino.evaluation.permutation import permutation_tests, swap_weights
 
 _SHIFTS = {0.75: 2**0.5 * NormalDist().inv_cdf(0.75), 0.95: 2**0.5 * NormalDist().inv_cdf(0.95)}
@@ -36,7 +37,7 @@ def _row(n: int, auc: float, repeats: int) -> str:
     random, held = np.random.default_rng(n), np.zeros(5)
     for _ in range(repeats):
         first, second = _draw(random, n, _SHIFTS[auc])
-        boot = cv_interval(first, "auc", n_resamples=500, seed=int(random.integers(2**31)))
+        boot = cv_interval(first, STATISTICS["auc"], n_resamples=500, seed=int(random.integers(2**31)))
         influence = auc_influence(first), auc_influence(second)
         logit, plain = (delong_interval(influence[0], scale=scale) for scale in ("logit", "plain"))
         permuted = permutation_tests(swap_weights(first, second)[:, None], 999, int(random.integers(2**31)))[0]

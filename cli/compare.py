@@ -30,7 +30,10 @@ def compare(
     ] = None,
     encoder: Annotated[
         list[str] | None,
-        typer.Option("--encoder", help="Whose results; may be repeated.  [default: all there are]", show_default=False),
+        typer.Option(
+            "--encoder", show_default=False,
+            help="Whose results, ENCODER+MODEL of a model other than abmil; may be repeated.  [default: all there are]",
+        ),
     ] = None,
     bootstrap: Annotated[
         int, typer.Option("--bootstrap", min=100, help="Resamples of patients for intervals.")

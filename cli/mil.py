@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import adapting, console, mil_models
+from wsi_dino.cli import adapting, console, mil_models, mil_targets
 from wsi_dino.cli.mil_outcome import as_json as outcome_json
 from wsi_dino.cli.mil_outcome import print_outcome, print_overview
 from wsi_dino.cli.mil_work import Order, work_off
@@ -20,6 +20,7 @@ from wsi_dino.errors import ConfigError, nearest_name
 
 if TYPE_CHECKING:
     from wsi_dino.mil.run import MilRequest
+    from wsi_dino.mil.search import SearchSpec
     from wsi_dino.mil.tasks import Task
     from wsi_dino.mil.training import TrainingSpec
     from wsi_dino.run_folder import RunFolder
@@ -50,10 +51,11 @@ def mil(
             "camelyon16-official, camelyon16-cv, camelyon17-unseen; all-bcnb: every one that begins with bcnb-.",
         ),
     ] = None,
-    target: Annotated[
-        str | None,
-        _option(_WHAT, "--target", help="Column to predict; a task of that name unless --task is given too."),
-    ] = None,
+    target: mil_targets.TargetOption = None,
+    regression: mil_targets.RegressionOption = False,
+    survival: mil_targets.SurvivalOption = None,
+    survival_head: mil_targets.HeadOption = None,
+    horizon: mil_targets.HorizonOption = None,
     encoder: Annotated[
         list[str] | None,
         _option(
@@ -188,7 +190,8 @@ def mil(
 
     Cross-validated with patients kept on one side of each fold.
     Writes RUN/mil/TASK/ENCODER/ (of a model other than abmil ENCODER+MODEL/): report.html, metrics.json,
-    predictions.csv, splits.csv, model/, attention/ and, with --heatmaps, heatmaps/. Run again, it learns only folds that are missing or asked for differently.
+    predictions.csv, splits.csv, model/, attention/ and, with --heatmaps, heatmaps/. Run again, it learns only folds
+    that are missing or asked for differently.
     With --adapt lora the encoder itself learns with them, fold by fold.
     Exit code 1 when a feature file was broken, a slide could not be read, or a heatmap could not be drawn.
     """
@@ -199,11 +202,12 @@ def mil(
     adapting.check_adapt_options(plan.given)
     from wsi_dino.mil.material import choose_encoders
 
-    models = mil_models.chosen_models(plan.given)
+    models = mil_models.chosen_models(plan.given, plan.tasks)
     specs = mil_models.training_specs(plan.given, models)
+    searches = {name: mil_models.search_spec(plan.given, spec) for name, spec in specs.items()}
     encoders = plan.encoders if adapt else choose_encoders(plan.run, plan.encoders)
     orders = [
-        Order(chosen, name, [_request(plan, chosen, name, spec) for spec in specs.values()])
+        Order(chosen, name, [_request(plan, chosen, name, spec, searches[spec.model]) for spec in specs.values()])
         for chosen in plan.tasks
         for name in encoders
     ]
@@ -251,7 +255,8 @@ def _tasks(given: dict[str, Any]) -> list[Task]:
     project = read_project_file()
     own = project.tasks if project else {}
     names = expand_task(given["task"], own) if given["task"] else [None]
-    return [_with_test_cohort(find_task(name, given["target"], own), given) for name in names]
+    target, asked = mil_targets.asked_target(given)
+    return [_with_test_cohort(find_task(name, target, own, asked), given) for name in names]
 
 
 def _with_test_cohort(task: Task, given: dict[str, Any]) -> Task:
@@ -268,7 +273,9 @@ def _with_test_cohort(task: Task, given: dict[str, Any]) -> Task:
     return task.model_copy(update={"scheme": scheme.model_copy(update=places)})
 
 
-def _request(plan: _Plan, task: Task, encoder: str, spec: TrainingSpec) -> MilRequest:
+def _request(
+    plan: _Plan, task: Task, encoder: str, spec: TrainingSpec, search: SearchSpec | None
+) -> MilRequest:  # fmt: skip
     from wsi_dino.mil.fold_work import Learning
     from wsi_dino.mil.report_content import Telling
     from wsi_dino.mil.run import MilRequest
@@ -279,7 +286,7 @@ def _request(plan: _Plan, task: Task, encoder: str, spec: TrainingSpec) -> MilRe
         given["threshold_policy"],
         resolve_mil_device(str(given["device"])),
         given["workers"] or None,
-        mil_models.search_spec(given, spec.model, spec),
+        search,
     )
     told = exact_command(_of_task(mil_models.of_model(given, spec.model), task), encoder)
     return MilRequest(
@@ -318,8 +325,9 @@ def exact_command(given: dict[str, Any], encoder: str) -> tuple[str, str]:
     for name in mil.__annotations__:  # in the order of --help, however it was typed
         flag, value = f"--{_SPELT.get(name, name).replace('_', '-')}", given.get(name)
         if name not in left_out and value is not None and value is not False:
-            for each in value if isinstance(value, list) else [value]:
-                words += [flag] if each is True else [flag, str(each)]
+            # of an option that takes two words the value is a tuple, too
+            for each in value if isinstance(value, list | tuple) and name != "survival" else [value]:
+                words += [flag] if each is True else [flag, *map(str, each if isinstance(each, tuple) else [each])]
     place = (
         f"In the folder of {PROJECT_FILE}:" if has_project else "In the folder of the run (the one that holds mil/):"
     )

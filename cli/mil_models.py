@@ -13,6 +13,7 @@ from wsi_dino.mil.models import DEFAULT_MODEL, get_model, model_names
 
 if TYPE_CHECKING:
     from wsi_dino.mil.search import SearchSpec
+    from wsi_dino.mil.tasks import Task
     from wsi_dino.mil.training import TrainingSpec
 
 _PANEL = "Model"
@@ -49,11 +50,11 @@ SearchOption = Annotated[
 ]  # fmt: skip
 
 
-def chosen_models(given: Mapping[str, Any]) -> list[str]:
+def chosen_models(given: Mapping[str, Any], tasks: Sequence[Task]) -> list[str]:
     """Return the models asked for, each once; ABMIL when none is named.
 
     Raises:
-        ConfigError: there is no model of a name, or it does not go with ``--adapt``.
+        ConfigError: there is no model of a name, or it does not go with a task or ``--adapt``.
     """
     models = list(dict.fromkeys(given["model"] or [DEFAULT_MODEL]))
     for name in models:
@@ -64,6 +65,13 @@ def chosen_models(given: Mapping[str, Any]) -> list[str]:
         raise ConfigError(
             f"--adapt learns the encoder with {DEFAULT_MODEL} as it stands: leave out --model and --search."
         )
+    for task in tasks:
+        for name in models:
+            if task.kind != "classes" and get_model(name).needs_classes:
+                raise ConfigError(
+                    f"--model {name}: it learns one class a slide, and task {task.name} is of kind {task.kind}. "
+                    "Leave it out; docs/mil-models.md says which models take every target."
+                )
     return models
 
 
@@ -90,7 +98,7 @@ def training_specs(given: Mapping[str, Any], models: Sequence[str]) -> dict[str,
     return {name: _training_spec({"model": name, **shared, **own[name]}) for name in models}
 
 
-def search_spec(given: Mapping[str, Any], model: str, spec: TrainingSpec) -> SearchSpec | None:
+def search_spec(given: Mapping[str, Any], spec: TrainingSpec) -> SearchSpec | None:
     """Return how a model's hyper-parameters are searched: not those that an option sets.
 
     Raises:
@@ -102,10 +110,10 @@ def search_spec(given: Mapping[str, Any], model: str, spec: TrainingSpec) -> Sea
 
     require_search()
     by_option = [field for option, field in FIELDS.items() if given[option] is not None]
-    by_set = [text.partition("=")[0].strip().rpartition(".")[2] for text in given["settings"] or []]
-    fixed = tuple(sorted({*by_option, *by_set}))
+    by_set = [text.partition("=")[0].strip().rpartition(".") for text in given["settings"] or []]
+    fixed = tuple(sorted({*by_option, *(name for only, _, name in by_set if only in ("", spec.model))}))
     if not search_space(spec, fixed):
-        console.say(f"note: nothing is left to be searched for {model}; it is trained as it stands.")
+        console.say(f"note: nothing is left to be searched for {spec.model}; it is trained as it stands.")
         return None
     return SearchSpec(n_trials=given["search"], fixed=fixed)
 

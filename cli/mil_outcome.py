@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from wsi_dino.mil.run import MilOutcome
 
 _SHOWN = 5
-_TABLE = ["fold", "n_test", "auc", "accuracy", "precision", "recall", "f1", "threshold"]
+_TABLE = ["auc", "accuracy", "precision", "recall", "f1", "threshold"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,15 @@ def say_exclusions(material: Material) -> None:
 def print_outcome(done: Done) -> None:
     """Print the figures of one task and encoder, and what to doubt."""
     metrics = done.outcome.metrics
-    print(
-        f"{metrics['task']} from {metrics['encoder']}: {metrics['n_slides']} slides, {metrics['n_patients']} patients"
-    )
+    counts = f"{metrics['n_slides']} slides, {metrics['n_patients']} patients"
+    print(f"{metrics['task']} from {metrics['result_name']}: {counts}")
     summary = {name: value["value"] for name, value in metrics["summary"].items()}
-    console.print_table([*metrics["folds"], {"fold": "mean", **summary}], _TABLE)
-    auc = metrics["summary"]["auc"]
-    print(f"\nAUC {_number(auc['value'])}, 95 % interval {_number(auc['low'])} to {_number(auc['high'])}")
+    columns = ["fold", "n_test", *(_TABLE if "kind" not in metrics else summary)]
+    console.print_table([*metrics["folds"], {"fold": "mean", **summary}], columns)
+    title, figure = _headline(metrics)
+    print(f"\n{title} {_number(figure['value'])}, 95 % interval {_number(figure['low'])} to {_number(figure['high'])}")
+    if "survival" in metrics:
+        print(_survival_text(metrics["survival"]))
     for warning in [*metrics["warnings"], *metrics["notes"]]:
         print(f"note: {warning}")
     for slide_id, why in done.outcome.no_heatmap.items():
@@ -66,24 +68,42 @@ def print_outcome(done: Done) -> None:
 
 
 def print_overview(outcomes: list[Done]) -> None:
-    """One row a task, one column an encoder, where there are several of either."""
+    """One row a task and model, one column an encoder, where there are several of any."""
     if len(outcomes) < 2:
         return
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    n_models = len({done.outcome.metrics["model"] for done in outcomes})
+    titles = {_headline(done.outcome.metrics)[0] for done in outcomes}
+    head = min(titles) if len(titles) == 1 else ""
     for done in outcomes:
         metrics = done.outcome.metrics
-        auc = metrics["summary"]["auc"]
-        text = f"{_number(auc['value'])} ({_number(auc['low'])} to {_number(auc['high'])})"
-        rows.setdefault(metrics["task"], {"AUC": metrics["task"]})[metrics["encoder"]] = text
+        title, figure = _headline(metrics)
+        text = f"{_number(figure['value'])} ({_number(figure['low'])} to {_number(figure['high'])})"
+        what = f"{metrics['task']}, {metrics['model']}" if n_models > 1 else metrics["task"]
+        what = what if len(titles) == 1 else f"{what}, {title}"
+        rows.setdefault((metrics["task"], metrics["model"]), {head: what})[metrics["encoder"]] = text
     print()
     console.print_table(
-        list(rows.values()), ["AUC", *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)]
+        list(rows.values()), [head, *dict.fromkeys(done.outcome.metrics["encoder"] for done in outcomes)]
     )
     first = outcomes[0].outcome
-    if len({done.outcome.metrics["encoder"] for done in outcomes}) > 1 and first.metrics["permuted_labels"] is None:
-        asked = " ".join(f"--task {shlex.quote(task)}" for task in rows)
+    several = len({done.outcome.metrics["result_name"] for done in outcomes}) > 1
+    if several and first.metrics["permuted_labels"] is None and "kind" not in first.metrics:
+        asked = " ".join(f"--task {shlex.quote(task)}" for task in dict.fromkeys(task for task, _ in rows))
         folder = shlex.quote(str(first.folder.parents[2]))
         print(f"Differences, tests and charts: wsi-dino compare --run {folder} {asked}")
+
+
+def _headline(metrics: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name of the figure to look at, and the figure with its interval."""
+    headline = metrics.get("headline", {"title": "AUC", "key": "auc"})
+    return headline["title"], metrics["summary"][headline["key"]]
+
+
+def _survival_text(section: dict[str, Any]) -> str:
+    groups = ", ".join(f"{g['name']} {g['n']} patients, {g['n_events']} events" for g in section["groups"])
+    p = section["log_rank_p"]
+    return f"{groups}; log-rank p {'unknown' if p is None else '<0.0001' if p < 1e-4 else f'{p:.4f}'}"
 
 
 def _number(value: float | None) -> str:

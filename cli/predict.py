@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
+
+if TYPE_CHECKING:
+    from wsi_dino.mil.prediction import Ensemble
 
 _LONG_TABLE = 40
 
@@ -29,7 +32,7 @@ def predict(
 ) -> None:
     """Apply the models of a task to every slide of a run.
 
-    The score is the mean probability over the folds' models, cut at the mean of their thresholds. Writes
+    The score is the mean probability (risk, value) over the folds' models, cut at the mean of their thresholds. Writes
     RUN/predictions/TASK/ENCODER/predictions.csv. Features of another encoder, pooling or weights than in
     training are refused. Exit code 1 when the features of a slide are broken or empty.
     """
@@ -54,7 +57,7 @@ def predict(
     else:
         shown = rows if len(rows) <= _LONG_TABLE else failed
         if shown:
-            console.print_table(list(shown), ["slide_id", "status", "score", "predicted"])
+            console.print_table(list(shown), _shown_columns(ensemble))
         for row in failed:
             print(f"{row['status']}: {row['slide_id']}: {row['reason']}")
         if n_seen:
@@ -65,3 +68,10 @@ def predict(
         cut = "" if threshold is None else f", cut at {threshold:.3f}"
         print(f"{len(rows) - len(failed)} of {len(rows)} slides by {len(ensemble.models)} models{cut}. Table: {table}")
     console.leave(len(failed))
+
+
+def _shown_columns(ensemble: Ensemble) -> list[str]:
+    if ensemble.config.kind.kind == "classes":
+        return ["slide_id", "status", "score", "predicted"]
+    hidden = {"reason", "seen_in_training", *ensemble.fold_names}
+    return [name for name in ensemble.columns() if name not in hidden]

@@ -97,9 +97,15 @@ def _verb_defaults(verb: str, parameters: list[Any], project: ProjectFile, share
                 f"Reading {PROJECT_FILE}: section {verb} has no option {key!r}.{nearest_name(key, known)} "
                 f"`wsi-dino {verb} --help` lists them."
             )
-        takes_several = getattr(known[key], "multiple", False) and not isinstance(value, list)
-        result[known[key].name] = [value] if takes_several else value
+        result[known[key].name] = _several(value) if getattr(known[key], "multiple", False) else value
     return result
+
+
+def _several(value: Any) -> list[Any]:
+    """Return the values of an option that may be repeated; ``set: {key: value}`` is ``--set key=value``."""
+    if isinstance(value, dict):
+        return [f"{name}={each}" for name, each in value.items()]
+    return value if isinstance(value, list) else [value]
 
 
 def _spellings(parameter: Any) -> list[str]:

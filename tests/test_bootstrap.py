@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from wsi_dino.evaluation.bootstrap import STATISTICS, FoldPredictions, cv_interval, cv_replicates, weighted_auc
-from wsi_dino.evaluation.metrics import binary_metrics, multiclass_metrics
+from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval, cv_replicates
+from wsi_dino.evaluation.metrics import STATISTICS, binary_metrics, multiclass_metrics, weighted_auc
 
 
 def _fold(
@@ -52,7 +52,7 @@ def test_multiclass_statistics_equal_the_metric_of_the_repeated_slides(name: str
 
 def test_interval_agrees_with_resampling_patients_by_hand() -> None:
     folds = [_fold(seed) for seed in range(3)]
-    interval = cv_interval(folds, "auc", n_resamples=4000, seed=0)
+    interval = cv_interval(folds, STATISTICS["auc"], n_resamples=4000, seed=0)
     rng, means = np.random.default_rng(1), []
     for _ in range(1500):
         aucs = []
@@ -75,7 +75,7 @@ def test_slides_of_one_patient_count_as_one() -> None:
     copies = FoldPredictions(
         np.repeat(single.y_true, 20), np.repeat(single.scores, 20), np.repeat(single.patient_id, 20).tolist()
     )
-    one, many = cv_interval([single], "auc", seed=3), cv_interval([copies], "auc", seed=3)
+    one, many = cv_interval([single], STATISTICS["auc"], seed=3), cv_interval([copies], STATISTICS["auc"], seed=3)
     assert (many.low, many.high) == pytest.approx((one.low, one.high))
 
 
@@ -86,30 +86,30 @@ def test_interval_covers_the_truth_at_its_level() -> None:
     for seed in range(200):
         y = np.arange(100) % 2
         fold = FoldPredictions(y, rng.normal(y, 1.0), [str(i) for i in range(100)])
-        interval = cv_interval([fold], "auc", n_resamples=400, level=0.9, seed=seed)
+        interval = cv_interval([fold], STATISTICS["auc"], n_resamples=400, level=0.9, seed=seed)
         held += interval.low <= truth <= interval.high
     assert 0.82 <= held / 200 <= 0.96
 
 
 def test_no_resample_lacks_a_class_and_the_seed_decides() -> None:
     rare = FoldPredictions(np.r_[1, 1, np.zeros(30, int)], np.linspace(0.9, 0.1, 32), [str(i) for i in range(32)])
-    first, again = (cv_interval([rare], "auc", seed=5) for _ in range(2))
+    first, again = (cv_interval([rare], STATISTICS["auc"], seed=5) for _ in range(2))
     assert np.isfinite([first.low, first.high]).all()
     assert first == again
-    other = cv_interval([_fold(0)], "auc", seed=1)
-    assert other != cv_interval([_fold(0)], "auc", seed=2)
+    other = cv_interval([_fold(0)], STATISTICS["auc"], seed=1)
+    assert other != cv_interval([_fold(0)], STATISTICS["auc"], seed=2)
 
 
 def test_folds_that_test_the_same_patients_are_drawn_together() -> None:
     """Five seeds on one test set with equal scores tell no more than one of them."""
     one = _fold(4)
     single, five = (
-        cv_interval([one], "auc", n_resamples=500, seed=1),
-        cv_interval([one] * 5, "auc", n_resamples=500, seed=1),
+        cv_interval([one], STATISTICS["auc"], n_resamples=500, seed=1),
+        cv_interval([one] * 5, STATISTICS["auc"], n_resamples=500, seed=1),
     )
     assert (five.low, five.high) == pytest.approx((single.low, single.high), abs=0.02)
     moved = [_fold(4), FoldPredictions(one.y_true, one.scores, [f"q{p}" for p in one.patient_id])]
-    apart = cv_interval(moved, "auc", n_resamples=500, seed=1)
+    apart = cv_interval(moved, STATISTICS["auc"], n_resamples=500, seed=1)
     assert apart.high - apart.low < 0.85 * (single.high - single.low)
 
 
@@ -127,5 +127,5 @@ def test_the_same_patients_are_drawn_whatever_the_scores() -> None:
 
 def test_a_fold_of_one_class_has_no_auc_and_no_interval() -> None:
     one_class = FoldPredictions(np.ones(5, int), np.linspace(0, 1, 5), list("abcde"))
-    interval = cv_interval([_fold(0), one_class], "auc", n_resamples=50)
+    interval = cv_interval([_fold(0), one_class], STATISTICS["auc"], n_resamples=50)
     assert np.isnan([interval.value, interval.low, interval.high]).all()

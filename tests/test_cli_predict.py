@@ -45,7 +45,7 @@ def test_score_is_the_mean_probability_of_the_folds(trained: Path, tmp_path: Pat
             model, config = load_model(trained / f"model/fold-{fold}.safetensors")
             thresholds.append(config.threshold)
             with torch.no_grad():
-                scores.append(float(torch.softmax(model(features[None], mask)[0].double(), 1)[0, 1]))
+                scores.append(float(torch.softmax(model(features[None], mask).outputs.double(), 1)[0, 1]))
             assert float(row[f"fold_{fold}"]) == pytest.approx(scores[-1], abs=1e-6)
         assert float(row["score"]) == pytest.approx(np.mean(scores), abs=1e-6)
         assert row["predicted"] == ("Positive" if np.mean(scores) >= np.mean(thresholds[:5]) else "Negative")

@@ -13,6 +13,7 @@ from toy_results import write_result
 from wsi_dino.errors import ResultError
 from wsi_dino.evaluation.bootstrap import cv_interval
 from wsi_dino.evaluation.comparison import FIGURES, Resampling, compare_tasks, table_rows, verdict
+from wsi_dino.evaluation.metrics import STATISTICS
 from wsi_dino.evaluation.multiple_testing import holm
 from wsi_dino.evaluation.task_result import TaskResult, read_result
 
@@ -29,7 +30,7 @@ def test_figures_equal_scikit_learn_and_mil(tmp_path: Path) -> None:
     for result, encoder in zip(results, section["encoders"], strict=True):
         figures = encoder["figures"]
         for name in FIGURES:
-            interval = cv_interval(result.folds, name, n_resamples=300, seed=0)
+            interval = cv_interval(result.folds, STATISTICS[name], n_resamples=300, seed=0)
             assert figures[name]["value"] == pytest.approx(result.metrics["summary"][name]["value"])
             assert (figures[name]["low"], figures[name]["high"]) == pytest.approx((interval.low, interval.high))
         macro = [sk.f1_score(f.y_true, f.scores >= 0.5, average="macro") for f in result.folds]

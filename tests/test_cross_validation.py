@@ -15,6 +15,7 @@ from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import make_folds
 from wsi_dino.mil.bags import BagStore
 from wsi_dino.mil.cross_validation import FoldResult, fold_spec, run_fold, summarise
+from wsi_dino.mil.targets import target_of
 
 SPEC = SMALL.model_copy(update={"epochs": 25})
 
@@ -64,12 +65,12 @@ def test_folds_do_not_depend_on_each_other(binary: tuple) -> None:
 def test_record_survives_json_exactly(binary: tuple) -> None:
     for result in binary[2]:
         back = FoldResult.from_record(json.loads(json.dumps(result.to_record())))
-        assert back == replace(result, model=None)
+        assert back == replace(result, model=None, objective=None)
 
 
 def test_summary_is_the_mean_over_folds_with_an_interval_around_it(binary: tuple) -> None:
     _, cohort, results = binary
-    summary = summarise(results, cohort.class_names, n_resamples=500)
+    summary = summarise(results, target_of(cohort), n_resamples=500)
     assert [row["fold"] for row in summary["folds"]] == [0, 1, 2]
     for name, figure in summary["summary"].items():
         values = [row[name] for row in summary["folds"]]
@@ -80,14 +81,14 @@ def test_summary_is_the_mean_over_folds_with_an_interval_around_it(binary: tuple
     assert summary["threshold_policy"] == "youden-on-validation"
     assert "patients" in summary["interval"]
     records = [FoldResult.from_record(result.to_record()) for result in reversed(results)]
-    assert summarise(records, cohort.class_names, n_resamples=500) == summary
+    assert summarise(records, target_of(cohort), n_resamples=500) == summary
 
 
 def test_three_classes() -> None:
     store, cohort = make_bags(90, n_classes=3)
     split = make_folds(cohort, 2, 0)
     results = [run_fold(cohort, fold, store, SPEC, fold_index=i) for i, fold in enumerate(split)]
-    summary = summarise(results, cohort.class_names, n_resamples=200)
+    summary = summarise(results, target_of(cohort), n_resamples=200)
     assert summary["threshold_policy"] == "highest-score"
     assert summary["folds"][0]["threshold"] is None
     assert summary["summary"]["auc"]["value"] > 0.8
@@ -106,7 +107,7 @@ def test_shuffled_labels_give_an_interval_around_chance() -> None:
     shuffled = replace(cohort, rows=rows)
     split = make_folds(shuffled, 5, 0)
     results = [run_fold(shuffled, fold, store, SPEC, fold_index=i) for i, fold in enumerate(split)]
-    auc = summarise(results, cohort.class_names)["summary"]["auc"]
+    auc = summarise(results, target_of(cohort))["summary"]["auc"]
     assert auc["low"] < 0.5 < auc["high"]
 
 

@@ -7,8 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval, cv_replicates, weighted_auc
+from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval, cv_replicates
 from wsi_dino.evaluation.delong import auc_influence, delong_interval, delong_test, structural_components
+from wsi_dino.evaluation.metrics import STATISTICS, weighted_auc
 
 
 def _fold(y: np.ndarray, score: np.ndarray, patients: list[str] | None = None, tag: str = "") -> FoldPredictions:
@@ -153,7 +154,7 @@ def test_three_classes_agree_with_the_bootstrap() -> None:
     y = np.arange(150) % 3
     scores = rng.dirichlet(np.ones(3), 150) + 0.3 * np.eye(3)[y]
     fold = _fold(y, scores / scores.sum(1, keepdims=True))
-    auc, interval = auc_influence([fold]), cv_interval([fold], "auc", n_resamples=3000)
+    auc, interval = auc_influence([fold]), cv_interval([fold], STATISTICS["auc"], n_resamples=3000)
     assert auc.value == pytest.approx(interval.value)
     assert np.sqrt(auc.variance) == pytest.approx((interval.high - interval.low) / 3.92, rel=0.1)
 

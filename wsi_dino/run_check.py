@@ -19,6 +19,7 @@ from wsi_dino.evaluation.task_result import COMPARISON_FOLDER
 from wsi_dino.feature_file import FeatureFile, read_feature_file, read_provenance, require_one_identity
 from wsi_dino.file_check import FileCheck, OnFile, RunReport, quoted, short_message
 from wsi_dino.mil.attention_file import read_attention
+from wsi_dino.mil.models import DEFAULT_MODEL, split_result_name
 from wsi_dino.pathology.embed_spec import feature_path
 from wsi_dino.pathology.embed_table import embed_stage
 from wsi_dino.pathology.tile_grid import TileGrid, read_tile_grid
@@ -188,7 +189,10 @@ class _RunCheck(FileCheck):
     # mil --------------------------------------------------------------------------------------
     def mil(self, folder: Path) -> None:
         """Check what `mil` wrote for one task and encoder."""
-        encoder = _encoder_of(folder.name)
+        name, model = split_result_name(folder.name)
+        encoder = _encoder_of(name)
+        if model != DEFAULT_MODEL:
+            encoder = f"{encoder} --model {model}"
         if encoder.endswith("+lora"):
             encoder = f"{encoder.removesuffix('+lora')} --adapt lora"
         redo = f"wsi-dino mil --run {quoted(self._run.path)} --task {folder.parent.name} --encoder {encoder}"

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from wsi_dino.errors import ConfigError
-from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval, macro_statistic, positive_class_statistic
+from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval
+from wsi_dino.evaluation.metrics import macro_statistic, positive_class_statistic
 
 Convention = Literal["positive class", "macro over classes"]
 Verdict = Literal["fits", "near", "does not fit"]

@@ -19,12 +19,22 @@ class FoldPredictions:
         scores: float64 ``(n,)`` probability of the positive class, or ``(n, n_classes)``.
         patient_id: ``(n,)``, the unit that is resampled.
         threshold: the fold's cut on a binary score.
+        values: float64 ``(n, k)`` truth of targets that are no classes; `y_true` then says only which patients are
+            drawn apart from each other.
     """
 
     y_true: np.ndarray
     scores: np.ndarray
     patient_id: Sequence[str]
     threshold: float = 0.5
+    values: np.ndarray | None = None
+
+    @property
+    def truth(self) -> np.ndarray:
+        """`values` of a target that has them."""
+        if self.values is None:
+            raise ValueError("these predictions are of classes: they have no values")
+        return self.values
 
 
 @dataclass(frozen=True)
@@ -41,11 +51,12 @@ Statistic = Callable[[FoldPredictions, np.ndarray], np.ndarray]
 
 def cv_interval(
     fold_predictions: Sequence[FoldPredictions],
-    statistic: str | Statistic,
+    compute: Statistic,
     *,
     n_resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
+    skip_unknown: bool = False,
 ) -> Interval:
     """Return the mean of a figure over folds, with its bootstrap interval.
 
@@ -56,20 +67,26 @@ def cv_interval(
 
     Args:
         fold_predictions: the test predictions of each fold.
-        statistic: a name of `STATISTICS`, or a function of (predictions, weights float64
-            ``(n_resamples, n)``) that returns one figure for each row of slide weights.
+        compute: a function of (predictions, weights float64 ``(n_resamples, n)``) that returns one figure for
+            each row of slide weights, such as those of `metrics.STATISTICS`.
         n_resamples: bootstrap replicates.
         level: coverage of the interval.
         seed: of the resampling.
+        skip_unknown: take the mean over the folds where the figure exists; otherwise one without it leaves none.
     """
-    compute = STATISTICS[statistic] if isinstance(statistic, str) else statistic
-    values = [float(compute(fold, np.ones((1, len(fold.y_true))))[0]) for fold in fold_predictions]
-    value = float(np.mean(values))
+    values = [figure_of(compute, fold) for fold in fold_predictions]
+    known = [value for value in values if not (skip_unknown and np.isnan(value))]
+    value = float(np.mean(known)) if known else float("nan")
     if np.isnan(value):  # a fold tests on one class
         return Interval(value, value, value)
     replicates = cv_replicates(fold_predictions, compute, n_resamples=n_resamples, seed=seed)
     low, high = percentile_bounds(replicates, level)
     return Interval(value, float(low), float(high))
+
+
+def figure_of(compute: Statistic, fold: FoldPredictions) -> float:
+    """Return a figure of the predictions as they are."""
+    return float(compute(fold, np.ones((1, len(fold.y_true))))[0])
 
 
 def percentile_bounds(replicates: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -164,111 +181,3 @@ def _strata(patient_of: np.ndarray, y_true: np.ndarray, n_patients: int) -> list
     has_class[patient_of, y_true] = True
     _, stratum = np.unique(has_class, axis=0, return_inverse=True)
     return [np.flatnonzero(stratum.ravel() == number) for number in range(int(stratum.max()) + 1)]
-
-
-def weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUC for each row of slide weights, by ranks; ties count half; NaN where a class has no weight.
-
-    Args:
-        positive: bool ``(n,)``.
-        score: ``(n,)``.
-        weights: ``(n_rows, n)``.
-
-    Returns:
-        float64 ``(n_rows,)``.
-    """
-    order = np.argsort(score, kind="stable")
-    score, positive, weights = score[order], positive[order], weights[:, order]
-    starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])
-    positives = np.add.reduceat(weights * positive, starts, axis=1)
-    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
-    below = np.cumsum(negatives, axis=1) - negatives / 2
-    pairs = positives.sum(1) * negatives.sum(1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray((positives * below).sum(1) / pairs)
-
-
-def _auc(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-    if fold.scores.ndim == 1:
-        return weighted_auc(fold.y_true == 1, fold.scores, weights)
-    classes = range(fold.scores.shape[1])
-    return np.mean([weighted_auc(fold.y_true == c, fold.scores[:, c], weights) for c in classes], axis=0)
-
-
-def _average_precision(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-    order = np.argsort(-fold.scores, kind="stable")
-    score, positive, weights = fold.scores[order], (fold.y_true == 1)[order], weights[:, order]
-    ends = np.flatnonzero(np.r_[score[1:] != score[:-1], True])
-    hits = np.cumsum(weights * positive, axis=1)[:, ends]
-    called = np.cumsum(weights, axis=1)[:, ends]
-    gained = np.diff(hits, axis=1, prepend=0)
-    return np.asarray((hits / np.maximum(called, 1e-300) * gained).sum(1) / hits[:, -1])
-
-
-def _table(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-    """Confusion ``(n_rows, truth, prediction)``, weighted."""
-    binary = fold.scores.ndim == 1
-    predicted = (fold.scores >= fold.threshold).astype(int) if binary else fold.scores.argmax(1)
-    n_classes = 2 if binary else fold.scores.shape[1]
-    cell = np.eye(n_classes**2)[fold.y_true * n_classes + predicted]
-    return np.asarray(weights @ cell).reshape(len(weights), n_classes, n_classes)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Divide; 0/0 is 0, as in `metrics`."""
-    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole > 0)
-
-
-def _accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-    table = _table(fold, weights)
-    return _ratio(np.trace(table, axis1=1, axis2=2), table.sum((1, 2)))
-
-
-def _per_class(fold: FoldPredictions, weights: np.ndarray, kind: str) -> np.ndarray:
-    table = _table(fold, weights)
-    hits, truth, called = np.diagonal(table, axis1=1, axis2=2), table.sum(2), table.sum(1)
-    figures = {"precision": (hits, called), "recall": (hits, truth), "f1": (2 * hits, truth + called)}
-    return _ratio(*figures[kind])
-
-
-def macro_statistic(kind: str) -> Statistic:
-    """Return the figure ``precision``, ``recall`` or ``f1`` as its mean over classes."""
-    return lambda fold, weights: _per_class(fold, weights, kind).mean(1)
-
-
-def positive_class_statistic(kind: str) -> Statistic:
-    """Return the figure ``precision``, ``recall`` or ``f1`` of the positive of two classes."""
-    return lambda fold, weights: _per_class(fold, weights, kind)[:, 1]
-
-
-def _usual(kind: str) -> Statistic:
-    """Figure of the positive class for two classes, mean over classes for more."""
-    of_positive, macro = positive_class_statistic(kind), macro_statistic(kind)
-    return lambda fold, weights: (of_positive if fold.scores.ndim == 1 else macro)(fold, weights)
-
-
-def _balanced_accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-    return _per_class(fold, weights, "recall").mean(1)
-
-
-def _specificity(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-    return _per_class(fold, weights, "recall")[:, 0]
-
-
-def _brier(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
-    truth = fold.y_true if fold.scores.ndim == 1 else np.eye(fold.scores.shape[1])[fold.y_true]
-    error = (fold.scores - truth) ** 2
-    return np.asarray(weights @ (error if error.ndim == 1 else error.sum(1)) / weights.sum(1))
-
-
-STATISTICS: dict[str, Statistic] = {
-    "auc": _auc,
-    "average_precision": _average_precision,
-    "accuracy": _accuracy,
-    "balanced_accuracy": _balanced_accuracy,
-    "precision": _usual("precision"),
-    "recall": _usual("recall"),
-    "specificity": _specificity,
-    "f1": _usual("f1"),
-    "brier": _brier,
-}

@@ -25,7 +25,9 @@ class Evidence:
         test_patients_of_class: for each fold, patients of each class in its test subset.
         n_validation_patients: for each fold.
         n_used, n_left_out: labelled slides that took part, and that did not.
-        auc: ``value, low, high`` of the summary.
+        auc: ``value, low, high`` of the figure to look at.
+        figure: what that is called.
+        has_classes: whether the target is a class, so that a threshold is chosen.
         has_patient_id: whether the labels name patients.
         random_weights: whether the encoder had no trained weights.
         attention_evenness: for each test slide, 0 (one tile) to 1 (all tiles alike).
@@ -38,6 +40,8 @@ class Evidence:
     n_used: int
     n_left_out: int
     auc: Mapping[str, Any]
+    figure: str = "AUC"
+    has_classes: bool = True
     has_patient_id: bool = True
     random_weights: bool = False
     attention_evenness: Sequence[float] = ()
@@ -68,18 +72,21 @@ def _about_numbers(evidence: Evidence) -> Iterator[str]:
         yield f"Only {evidence.n_patients} patients: one or two of them can move every figure here."
     fewest = min((min(fold.values()) for fold in evidence.test_patients_of_class if fold), default=0)
     if evidence.test_patients_of_class and fewest < _FEW_OF_A_CLASS_IN_TEST:
-        yield f"A fold tests on {fewest} patients of a class: its own AUC is coarse; look at the mean and its interval."
+        whom = "of a class" if evidence.has_classes else "with the event"
+        yield (
+            f"A fold tests on {fewest} patients {whom}: its own {evidence.figure} is coarse; look at the mean and its "
+            "interval."
+        )
     smallest = min(evidence.n_validation_patients, default=0)
     if evidence.n_validation_patients and smallest < _FEW_IN_VALIDATION:
-        yield (
-            f"Validation holds {smallest} patients: the epoch and the threshold chosen on them are shaky; "
-            "AUC does not depend on the threshold."
-        )
+        shaky = "the epoch and the threshold chosen on them are shaky; AUC does not depend on the threshold."
+        yield f"Validation holds {smallest} patients: {shaky if evidence.has_classes else 'the epoch chosen is shaky.'}"
     low, high = evidence.auc.get("low"), evidence.auc.get("high")
     if low is not None and high is not None and high - low > _WIDE_INTERVAL:
-        yield f"The interval of the AUC is {high - low:.2f} wide: this cohort cannot tell encoders apart."
+        yield f"The interval of the {evidence.figure} is {high - low:.2f} wide: this cohort cannot tell encoders apart."
     if low is not None and low == high:
-        yield "The AUC is the same in every resample (no error was made): the true interval is wider than it looks."
+        same = f"The {evidence.figure} is the same in every resample (no error was made)"
+        yield f"{same}: the true interval is wider than it looks."
 
 
 def _about_data(evidence: Evidence) -> Iterator[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from wsi_dino.evaluation.bootstrap import FoldPredictions, Interval, cv_interval
 from wsi_dino.evaluation.cohort import Cohort, CohortRow
+from wsi_dino.evaluation.metrics import STATISTICS
 from wsi_dino.evaluation.split import Fold, make_folds
 
 _FOLDS = 5
@@ -72,7 +73,7 @@ def probe_centres(
     n_folds = min(_FOLDS, *(len(patients[centre]) for centre in centres))
     split = make_folds(cohort, n_folds, seed)
     predictions = [_predict(cohort, fold, features) for fold in split]
-    interval = cv_interval(predictions, "balanced_accuracy", n_resamples=n_resamples, seed=seed)
+    interval = cv_interval(predictions, STATISTICS["balanced_accuracy"], n_resamples=n_resamples, seed=seed)
     return CentreProbe(interval, 1 / len(centres), centres, tuple(sorted(set(patients) - set(centres))), n_folds)
 
 

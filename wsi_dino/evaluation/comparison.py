@@ -10,15 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from wsi_dino.evaluation.bootstrap import (
-    STATISTICS,
-    FoldPredictions,
-    Statistic,
-    cv_replicates,
-    macro_statistic,
-    percentile_bounds,
-)
+from wsi_dino.evaluation.bootstrap import FoldPredictions, Statistic, cv_replicates, percentile_bounds
 from wsi_dino.evaluation.delong import auc_influence, delong_interval, delong_test
+from wsi_dino.evaluation.metrics import STATISTICS, macro_statistic
 from wsi_dino.evaluation.multiple_testing import holm
 from wsi_dino.evaluation.permutation import permutation_tests, swap_weights
 from wsi_dino.evaluation.published import published_section

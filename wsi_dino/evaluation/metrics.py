@@ -1,15 +1,17 @@
-"""Figures of merit of a classifier; equal to scikit-learn's, and defined where a ratio is 0/0."""
+"""Figures of merit of a classifier; equal to scikit-learn's, and defined where a ratio is 0/0.
+
+A figure is one entry of `_FIGURES`: a function of predictions and weights of slides, so that the same code gives the
+figure of a fold and those of all bootstrap resamples.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-BINARY_METRICS = (
-    "auc", "average_precision", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "brier",
-)  # fmt: skip
-MULTICLASS_METRICS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "f1", "brier")
+from wsi_dino.evaluation.bootstrap import FoldPredictions, Statistic, figure_of
 
 
 def binary_metrics(y_true: np.ndarray, score: np.ndarray, threshold: float) -> dict[str, Any]:
@@ -34,28 +36,14 @@ def binary_metrics(y_true: np.ndarray, score: np.ndarray, threshold: float) -> d
         (0.75, 1.0, 0.5, [])
     """
     y_true, score = _checked(y_true, score)
-    predicted = score >= threshold
-    positive = y_true == 1
-    tp, fp = int((predicted & positive).sum()), int((predicted & ~positive).sum())
-    fn, tn = int((~predicted & positive).sum()), int((~predicted & ~positive).sum())
-    undefined: list[str] = []
-    recall = _ratio(tp, tp + fn, "recall", undefined)
-    specificity = _ratio(tn, tn + fp, "specificity", undefined)
-    one_class = len(np.unique(y_true)) < 2
-    undefined += ["auc", "average_precision"] if one_class else []
-    return {
-        "auc": auc(y_true, score),
-        "average_precision": average_precision(y_true, score),
-        "accuracy": (tp + tn) / len(score) if len(score) else float("nan"),
-        "balanced_accuracy": (recall + specificity) / 2 if not one_class else float("nan"),
-        "precision": _ratio(tp, tp + fp, "precision", undefined),
-        "recall": recall,
-        "specificity": specificity,
-        "f1": _ratio(2 * tp, 2 * tp + fp + fn, "f1", undefined),
-        "brier": float(np.mean((score - y_true) ** 2)) if len(score) else float("nan"),
-        **{"tp": tp, "fp": fp, "tn": tn, "fn": fn},
-        "undefined": undefined,
-    }
+    (tn, fp), (fn, tp) = confusion(y_true, (score >= threshold).astype(int), 2).tolist()
+    counts = {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
+    if not len(score):
+        return {**dict.fromkeys(BINARY_METRICS, float("nan")), **counts, "undefined": list(BINARY_METRICS)}
+    wholes = {"auc": tp + fn and tn + fp, "average_precision": tp + fn and tn + fp, "precision": tp + fp}
+    wholes |= {"recall": tp + fn, "specificity": tn + fp, "f1": 2 * tp + fp + fn}
+    figures = _figures(FoldPredictions(y_true, score, [], threshold), BINARY_METRICS)
+    return {**figures, **counts, "undefined": [name for name, whole in wholes.items() if not whole]}
 
 
 def multiclass_metrics(y_true: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
@@ -70,27 +58,15 @@ def multiclass_metrics(y_true: np.ndarray, scores: np.ndarray) -> dict[str, Any]
         scores: ``(n, n_classes)``, rows summing to one.
     """
     y_true, scores = np.asarray(y_true), np.asarray(scores, np.float64)
-    n_classes = scores.shape[1]
-    predicted = scores.argmax(1)
-    undefined: list[str] = []
-    table = confusion(y_true, predicted, n_classes)
-    hits = table.diagonal()
-    precision = [_ratio(hits[c], table[:, c].sum(), f"precision[{c}]", undefined) for c in range(n_classes)]
-    recall = [_ratio(hits[c], table[c].sum(), f"recall[{c}]", undefined) for c in range(n_classes)]
-    f1 = [_ratio(2 * hits[c], table[c].sum() + table[:, c].sum(), f"f1[{c}]", undefined) for c in range(n_classes)]
-    aucs = [auc(y_true == c, scores[:, c]) for c in range(n_classes)]
-    undefined += [f"auc[{c}]" for c in range(n_classes) if np.isnan(aucs[c])]
-    present = table.sum(1) > 0
-    return {
-        "auc": float(np.mean(aucs)),
-        "accuracy": float(np.mean(predicted == y_true)),
-        "balanced_accuracy": float(np.mean(np.array(recall)[present])),
-        "precision": float(np.mean(precision)),
-        "recall": float(np.mean(recall)),
-        "f1": float(np.mean(f1)),
-        "brier": float(np.mean(((scores - np.eye(n_classes)[y_true]) ** 2).sum(1))),
-        "undefined": undefined,
-    }
+    table = confusion(y_true, scores.argmax(1), scores.shape[1])
+    truth, called = table.sum(1), table.sum(0)
+    wholes = {"precision": called, "recall": truth, "f1": truth + called, "auc": truth * (len(y_true) - truth)}
+    undefined = [f"{name}[{c}]" for name, whole in wholes.items() for c in np.flatnonzero(whole == 0)]
+    return {**_figures(FoldPredictions(y_true, scores, []), MULTICLASS_METRICS), "undefined": undefined}
+
+
+def _figures(predictions: FoldPredictions, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: figure_of(STATISTICS[name], predictions) for name in names}
 
 
 def _checked(y_true: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,13 +78,6 @@ def _checked(y_true: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndar
     if not np.isin(y_true, (0, 1)).all():
         raise ValueError(f"y_true must hold 0 and 1 only, got {np.unique(y_true)[:5]}")
     return y_true, score
-
-
-def _ratio(part: float, whole: float, name: str, undefined: list[str]) -> float:
-    if whole == 0:
-        undefined.append(name)
-        return 0.0
-    return float(part / whole)
 
 
 def confusion(y_true: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
@@ -124,27 +93,7 @@ def auc(y_true: np.ndarray, score: np.ndarray) -> float:
         >>> auc(np.array([0, 1, 1]), np.array([0.5, 0.5, 0.9]))
         0.75
     """
-    positive = np.asarray(y_true).astype(bool)
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
-        return float("nan")
-    values, inverse = np.unique(np.asarray(score), return_inverse=True)
-    negatives = np.bincount(inverse[~positive], minlength=len(values))
-    positives = np.bincount(inverse[positive], minlength=len(values))
-    below = np.cumsum(negatives) - negatives
-    return float((positives * (below + negatives / 2)).sum() / (n_positive * n_negative))
-
-
-def average_precision(y_true: np.ndarray, score: np.ndarray) -> float:
-    """Mean precision over the steps of recall (no interpolation); NaN with one class only."""
-    positive = np.asarray(y_true).astype(bool)
-    if positive.all() or not positive.any():
-        return float("nan")
-    values, inverse = np.unique(-np.asarray(score), return_inverse=True)
-    hits = np.cumsum(np.bincount(inverse[positive], minlength=len(values)))
-    called = np.cumsum(np.bincount(inverse, minlength=len(values)))
-    gained = np.diff(hits, prepend=0) / positive.sum()
-    return float((hits / called * gained).sum())
+    return float(weighted_auc(np.asarray(y_true).astype(bool), np.asarray(score), np.ones((1, len(score))))[0])
 
 
 def roc_curve(y_true: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -157,3 +106,127 @@ def roc_curve(y_true: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nda
     true = np.cumsum(np.bincount(inverse[positive], minlength=len(values))) / positive.sum()
     false = np.cumsum(np.bincount(inverse[~positive], minlength=len(values))) / (~positive).sum()
     return np.r_[0.0, false], np.r_[0.0, true], np.r_[np.inf, -values]
+
+
+def weighted_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """AUC for each row of slide weights, by ranks; ties count half; NaN where a class has no weight.
+
+    Args:
+        positive: bool ``(n,)``.
+        score: ``(n,)``.
+        weights: ``(n_rows, n)``.
+
+    Returns:
+        float64 ``(n_rows,)``.
+    """
+    order = np.argsort(score, kind="stable")
+    score, positive, weights = score[order], positive[order], weights[:, order]
+    starts = np.flatnonzero(np.r_[True, score[1:] != score[:-1]])
+    positives = np.add.reduceat(weights * positive, starts, axis=1)
+    negatives = np.add.reduceat(weights * ~positive, starts, axis=1)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    pairs = positives.sum(1) * negatives.sum(1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((positives * below).sum(1) / pairs)
+
+
+def _auc(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    if fold.scores.ndim == 1:
+        return weighted_auc(fold.y_true == 1, fold.scores, weights)
+    classes = range(fold.scores.shape[1])
+    return np.mean([weighted_auc(fold.y_true == c, fold.scores[:, c], weights) for c in classes], axis=0)
+
+
+def _average_precision(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    order = np.argsort(-fold.scores, kind="stable")
+    score, positive, weights = fold.scores[order], (fold.y_true == 1)[order], weights[:, order]
+    ends = np.flatnonzero(np.r_[score[1:] != score[:-1], True])
+    hits = np.cumsum(weights * positive, axis=1)[:, ends]
+    called = np.cumsum(weights, axis=1)[:, ends]
+    gained = np.diff(hits, axis=1, prepend=0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((hits / np.maximum(called, 1e-300) * gained).sum(1) / hits[:, -1])
+
+
+def _table(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    """Confusion ``(n_rows, truth, prediction)``, weighted."""
+    binary = fold.scores.ndim == 1
+    predicted = (fold.scores >= fold.threshold).astype(int) if binary else fold.scores.argmax(1)
+    n_classes = 2 if binary else fold.scores.shape[1]
+    cell = np.eye(n_classes**2)[fold.y_true * n_classes + predicted]
+    return np.asarray(weights @ cell).reshape(len(weights), n_classes, n_classes)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Divide; 0/0 is 0."""
+    return np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole > 0)
+
+
+def _accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    table = _table(fold, weights)
+    return _ratio(np.trace(table, axis1=1, axis2=2), table.sum((1, 2)))
+
+
+def _per_class(fold: FoldPredictions, weights: np.ndarray, kind: str) -> np.ndarray:
+    table = _table(fold, weights)
+    hits, truth, called = np.diagonal(table, axis1=1, axis2=2), table.sum(2), table.sum(1)
+    figures = {"precision": (hits, called), "recall": (hits, truth), "f1": (2 * hits, truth + called)}
+    return _ratio(*figures[kind])
+
+
+def macro_statistic(kind: str) -> Statistic:
+    """Return the figure ``precision``, ``recall`` or ``f1`` as its mean over classes."""
+    return lambda fold, weights: _per_class(fold, weights, kind).mean(1)
+
+
+def positive_class_statistic(kind: str) -> Statistic:
+    """Return the figure ``precision``, ``recall`` or ``f1`` of the positive of two classes."""
+    return lambda fold, weights: _per_class(fold, weights, kind)[:, 1]
+
+
+def _usual(kind: str) -> Statistic:
+    """Figure of the positive class for two classes, mean over classes for more."""
+    of_positive, macro = positive_class_statistic(kind), macro_statistic(kind)
+    return lambda fold, weights: (of_positive if fold.scores.ndim == 1 else macro)(fold, weights)
+
+
+def _balanced_accuracy(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    """Mean recall of the classes that are there; NaN where there are fewer than two."""
+    n_present = (_table(fold, weights).sum(2) > 0).sum(1)
+    mean = _ratio(_per_class(fold, weights, "recall").sum(1), n_present)
+    return np.where(n_present > 1, mean, np.nan)
+
+
+def _specificity(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    return _per_class(fold, weights, "recall")[:, 0]
+
+
+def _brier(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+    truth = fold.y_true if fold.scores.ndim == 1 else np.eye(fold.scores.shape[1])[fold.y_true]
+    error = (fold.scores - truth) ** 2
+    return np.asarray(weights @ (error if error.ndim == 1 else error.sum(1)) / weights.sum(1))
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """A figure, and for which tasks it is defined."""
+
+    compute: Statistic
+    of_two: bool = True
+    of_more: bool = True
+
+
+_FIGURES = {
+    "auc": _Figure(_auc),
+    "average_precision": _Figure(_average_precision, of_more=False),
+    "accuracy": _Figure(_accuracy),
+    "balanced_accuracy": _Figure(_balanced_accuracy),
+    "precision": _Figure(_usual("precision")),
+    "recall": _Figure(_usual("recall")),
+    "specificity": _Figure(_specificity, of_more=False),
+    "f1": _Figure(_usual("f1")),
+    "brier": _Figure(_brier),
+}
+STATISTICS: dict[str, Statistic] = {name: figure.compute for name, figure in _FIGURES.items()}
+BINARY_METRICS = tuple(name for name, figure in _FIGURES.items() if figure.of_two)
+MULTICLASS_METRICS = tuple(name for name, figure in _FIGURES.items() if figure.of_more)

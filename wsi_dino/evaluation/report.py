@@ -14,6 +14,7 @@ from wsi_dino.evaluation.pictures import picture_uri
 from wsi_dino.evaluation.plots import reliability_figure, roc_figure, score_figure, training_figure
 from wsi_dino.evaluation.report_looking import LookingSection, looking_html
 from wsi_dino.evaluation.report_statistics import statistics_html
+from wsi_dino.evaluation.target_report import TITLES, TargetPart
 
 _METRICS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
 _METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced acc.", "f1": "F1"}
@@ -41,6 +42,7 @@ class Example:
     """A held-out slide shown with what the model looked at.
 
     Attributes:
+        is_right: None where there is no right and wrong.
         overview: uint8 ``(height, width, 3)`` picture of the slide with its attention, or None.
         note: what could not be shown and why, or an empty text.
     """
@@ -49,7 +51,7 @@ class Example:
     target: str
     score: float
     fold: int
-    is_right: bool
+    is_right: bool | None
     tiles: Sequence[ExampleTile] = ()
     overview: np.ndarray | None = None
     note: str = ""
@@ -78,6 +80,7 @@ class ReportInput:
         looking: tiles of each class, and faithfulness of attention.
         command: what to type to get the same again, `command_place` in which folder.
         settings, training, encoder_facts: what else there is to say, in order.
+        part: of a target that is not one class: what it says.
     """
 
     metrics: Mapping[str, Any]
@@ -90,6 +93,7 @@ class ReportInput:
     training: Mapping[str, str] = field(default_factory=dict)
     encoder_facts: Mapping[str, str] = field(default_factory=dict)
     looking: LookingSection | None = None
+    part: TargetPart | None = None
 
 
 def render_report(content: ReportInput) -> str:
@@ -98,7 +102,7 @@ def render_report(content: ReportInput) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "percent": _percent, "lift": _lift}
+    environment.filters |= {"number": _number, "percent": _percent, "lift": _lift, "cell": _cell}
     source = resources.files("wsi_dino.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     figures = {name: Markup(svg) for name, svg in _figures(content).items()}
     return environment.from_string(source).render(**_context(content), figures=figures)
@@ -106,28 +110,51 @@ def render_report(content: ReportInput) -> str:
 
 def _context(content: ReportInput) -> dict[str, Any]:
     metrics = content.metrics
-    known = [name for name in _METRICS if name in metrics["summary"]]
     return {
         **metrics,
-        "auc": _interval(metrics["summary"].get("auc", {})),
+        **(_class_context(content) if content.part is None else _part_context(content.part, metrics)),
         "summary": {name: _interval(value) for name, value in metrics["summary"].items()},
-        "verdict": verdict(_interval(metrics["summary"].get("auc", {})), metrics["classes"]),
-        "metric_names": known,
-        "metric_titles": _METRIC_TITLES,
-        "confusion": confusion_table(content.predictions, metrics["classes"]),
         "exclusions_by_reason": _by_reason(metrics["exclusions"]),
         "examples": [_example(example) for example in content.examples],
         "predictions": content.predictions if len(content.predictions) <= _LISTED_PREDICTIONS else [],
         "versions": metrics["provenance"]["versions"],
-        "statistics": statistics_html(metrics),
-        "tile_score": metrics["protocol"].get("tile_score", "attention"),
         "looking": looking_html(content.looking),
         "permuted_labels": metrics.get("permuted_labels"),
+        "model_name": "" if metrics.get("result_name") in (None, metrics["encoder"]) else metrics["model"],
+        "tile_score": metrics["protocol"].get("tile_score", "attention"),
         "command": content.command,
         "command_place": content.command_place,
         "settings": content.settings,
         "training": content.training,
         "encoder_facts": content.encoder_facts,
+    }
+
+
+def _class_context(content: ReportInput) -> dict[str, Any]:
+    metrics = content.metrics
+    auc = _interval(metrics["summary"].get("auc", {}))
+    return {
+        "part": None,
+        "figure_name": "AUC",
+        "auc": auc,
+        "verdict": verdict(auc, metrics["classes"]),
+        "has_threshold": True,
+        "metric_names": [name for name in _METRICS if name in metrics["summary"]],
+        "metric_titles": _METRIC_TITLES,
+        "confusion": confusion_table(content.predictions, metrics["classes"]),
+        "statistics": statistics_html(metrics),
+    }
+
+
+def _part_context(part: TargetPart, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "part": part,
+        "figure_name": part.headline.title,
+        "auc": _interval(metrics["summary"][part.headline.key]),
+        "verdict": part.verdict,
+        "has_threshold": metrics["folds"][0].get("threshold") is not None,
+        "metric_names": list(metrics["summary"]),
+        "metric_titles": {name: TITLES.get(name, name.removeprefix("auc[").rstrip("]")) for name in metrics["summary"]},
     }
 
 
@@ -218,6 +245,9 @@ def _example(example: Example) -> dict[str, Any]:
 
 def _figures(content: ReportInput) -> dict[str, str]:
     metrics, rows = content.metrics, content.predictions
+    training = training_figure([(c.name, c.train_loss, c.val_loss, c.kept) for c in content.curves])
+    if content.part is not None:
+        return {"training": training}
     folds = scored_folds(rows, metrics["classes"])
     bins = metrics["calibration"]["bins"]
     by_class = [
@@ -229,7 +259,7 @@ def _figures(content: ReportInput) -> dict[str, str]:
         "roc": roc_figure(folds, mean_roc(folds)),
         "scores": score_figure(by_class, thresholds),
         "reliability": reliability_figure(*(np.array(bins[key]) for key in ("predicted", "observed", "count"))),
-        "training": training_figure([(c.name, c.train_loss, c.val_loss, c.kept) for c in content.curves]),
+        "training": training,
     }
 
 
@@ -256,6 +286,10 @@ def _number(value: Any) -> str:
     if value is None or not isinstance(value, int | float) or not np.isfinite(value):
         return "–"
     return f"{value:.3f}"
+
+
+def _cell(value: Any) -> str:
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _percent(value: Any) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_replicates, percentile_bounds, weighted_auc
+from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_replicates, percentile_bounds
+from wsi_dino.evaluation.metrics import weighted_auc
 
 COVERAGES = tuple(round(0.05 * step, 2) for step in range(2, 21))  # 0.10 to 1.00 of the slides
 CONFIDENCE = {

@@ -13,6 +13,7 @@ from wsi_dino.evaluation.label_table import LabelTable, TableRow, is_empty, some
 
 CENSORED, EVENT = "censored", "event"
 _EVENT = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "false": 0.0, "true": 1.0, "no": 0.0, "yes": 1.0}
+_RESERVED = frozenset({"fold", "subset", "patient_id", "slide_id", "target", "status", "reason", "seen_in_training"})
 _GROUPS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
 
 
@@ -67,7 +68,8 @@ def read_values(table: LabelTable, column: str) -> Cohort:
     values = np.array([float(row.cells[column]) for row in known])
     if len(values) and values.min() == values.max():
         raise CohortError(f"Reading {table.path}: every {column} is {values[0]:g}; there is nothing to predict.")
-    quarters = np.searchsorted(np.quantile(values, [0.25, 0.5, 0.75]), values) if len(values) else []
+    cuts = np.quantile(values, [0.25, 0.5, 0.75]) if len(values) else np.empty(0)
+    quarters = np.searchsorted(cuts, values)
     rows = [
         CohortRow(row.slide_id, row.patient_id, row.cells[column], int(quarter), (float(value),))
         for row, quarter, value in zip(known, quarters, values, strict=True)
@@ -86,8 +88,14 @@ def read_several_labels(table: LabelTable, columns: Sequence[str], classes: Sequ
         classes: the words for no and yes; None = found in each column as `read_cohort` does.
 
     Raises:
-        CohortError: no such column, or one that has not exactly two classes.
+        CohortError: no such column, one that has not exactly two classes, or a name that is taken.
     """
+    taken = sorted(_RESERVED & set(columns))
+    if taken:
+        raise CohortError(
+            f"Reading {table.path}: a label cannot be called {taken[0]!r}, which the predictions have a column for. "
+            "Rename the column."
+        )
     read = {column: read_classes(table, column, classes=classes) for column in columns}
     for column, (names, labels) in read.items():
         if len(names) != 2 or len(set(labels.values())) != 2:
@@ -103,12 +111,16 @@ def read_several_labels(table: LabelTable, columns: Sequence[str], classes: Sequ
     known = [row for row in table.rows if not all(map(math.isnan, values[row.slide_id]))]
     group_of = _combinations(np.array([values[row.slide_id] for row in known]).reshape(len(known), len(columns)))
     rows = [
-        CohortRow(row.slide_id, row.patient_id, ", ".join(row.cells[c] for c in columns), group, values[row.slide_id])
+        CohortRow(row.slide_id, row.patient_id, _told(row, columns), group, values[row.slide_id])
         for row, group in zip(known, group_of, strict=True)
     ]
     names = tuple(f"combination {number}" for number in range(max(group_of, default=0) + 1))
     value_names = tuple((names[0], names[1]) for names, _ in read.values())
     return _cohort(table, rows, names, ", ".join(columns), "labels", tuple(columns), value_names)
+
+
+def _told(row: TableRow, columns: Sequence[str]) -> str:
+    return ", ".join("not known" if is_empty(row.cells[column]) else row.cells[column] for column in columns)
 
 
 def _combinations(values: np.ndarray) -> list[int]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.errors import ResultError
-from wsi_dino.evaluation.bootstrap import STATISTICS, FoldPredictions
+from wsi_dino.evaluation.bootstrap import FoldPredictions, figure_of
+from wsi_dino.evaluation.metrics import STATISTICS
 
 COMPARISON_FOLDER = "comparison"
 _SHOWN = 3
@@ -63,6 +64,11 @@ def read_result(folder: Path) -> TaskResult:
     doing = f"Reading the results in {folder}"
     if metrics.get("permuted_labels") is not None:
         raise ResultError(f"{doing}: their labels were permuted (seed {metrics['permuted_labels']}); not a result.")
+    if metrics.get("kind"):
+        raise ResultError(
+            f"{doing}: the task is of kind {metrics['kind']}. `compare` tests differences of the AUC of classes "
+            "(DeLong, permutation), which this target has not; `mil` prints the figures and intervals of each encoder."
+        )
     if len(metrics.get("classes") or ()) < 2 or "auc" not in metrics.get("summary", {}):
         raise ResultError(f"{doing}: expected a task of classes with an AUC; this one cannot be compared.")
     rows = [row for row in _read_csv(folder / "predictions.csv") if row["subset"] == "test"]
@@ -96,7 +102,7 @@ def _fold(doing: str, rows: Sequence[Mapping[str, str]], fold: Mapping[str, Any]
 
 def _check_they_belong_together(doing: str, folds: Sequence[FoldPredictions], metrics: Mapping[str, Any]) -> None:
     stated = metrics["summary"]["auc"]["value"]
-    found = float(np.mean([STATISTICS["auc"](fold, np.ones((1, len(fold.y_true))))[0] for fold in folds]))
+    found = float(np.mean([figure_of(STATISTICS["auc"], fold) for fold in folds]))
     if stated is not None and not math.isnan(found) and abs(found - stated) > _SAME:
         raise ResultError(
             f"{doing}: predictions.csv gives a mean AUC of {found:.4f}, metrics.json says {stated:.4f}. "

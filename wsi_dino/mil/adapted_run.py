@@ -21,8 +21,9 @@ from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.mil.adaptation import Adaptation, SlideTiles, adapter_item, learn_adapter
 from wsi_dino.mil.examples import SlidePictures
-from wsi_dino.mil.material import NOT_LABELLED, Exclusion, Material, gather_material, read_labels, subsets_of
+from wsi_dino.mil.material import NOT_LABELLED, Exclusion, Material, gather_material, subsets_of
 from wsi_dino.mil.run import Bars, MilOutcome, MilRequest, make_split, run_mil
+from wsi_dino.mil.task_labels import read_labels
 from wsi_dino.mil.tasks import Task
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder, safe_name
@@ -92,6 +93,11 @@ def plan_adapted_task(
         CohortError: the table is wrong, or none of its slides can be used.
         SplitError: the folds cannot be made.
     """
+    if task.kind != "classes":
+        raise ConfigError(
+            f"Adapting the encoder to {task.name}: --adapt lora teaches classes alone, this task is {task.kind}. "
+            "Leave out --adapt, or adapt on a task of classes and use `embed --adapter DIR`."
+        )
     if task.scheme.kind == "external":
         raise ConfigError(
             f"Adapting the encoder to {task.name}: the task tests on another cohort, which --adapt cannot do. Adapt on "

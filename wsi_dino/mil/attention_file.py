@@ -25,8 +25,8 @@ class SlideAttention:
         attention_weights: float32 ``(n,)`` after softmax, sum 1.
         coords: int64 ``(n, 2)``, top-left x, y in level-0 px.
         tile_wh_level0: footprint of a tile in level-0 px, or None when the features do not say.
-        tile_score: what the weights are the softmax of: attention, or the model's own score of a tile
-            (`ModelRecord.tile_score`).
+        tile_score: what the weights are the softmax of: attention, or the standard score within the slide of
+            what the model says of each tile by itself (`ModelRecord.tile_score`).
         contributions: float32 ``(n, n_outputs)``, what each tile adds to the model's outputs, of models whose
             outputs are such a sum; else None.
     """

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wsi_dino.mil.fold_trainer import FoldTrainer, draw_tiles
+from wsi_dino.mil.gradient_sum import GradientSum
 from wsi_dino.mil.layers.seeded_dropout import dropout_seed
 from wsi_dino.mil.mil_model import ModelOutput
 from wsi_dino.mil.packed import Workspace
@@ -28,6 +29,7 @@ class AutogradTrainer(FoldTrainer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._parameters = list(self._model.parameters())
+        self._gradients = GradientSum(self._model, torch.float32)
         self._ones = torch.ones(sum(p.numel() for p in self._parameters), device=self._device)
 
     def _resolve_precision(self) -> str:
@@ -39,16 +41,17 @@ class AutogradTrainer(FoldTrainer):
         # the largest are begun first, so that the lanes end together
         order = sorted(range(len(batch)), key=lambda index: -self._bags.n_tiles[batch[index]])
 
-        def work(index: int, space: Workspace) -> tuple[Tensor, Tensor]:
+        def work(number: int, space: Workspace) -> Tensor:
+            index = order[number]
             loss = loss_of(self._look(batch[index], seeds[index]), index)
-            return loss.detach(), self._gradient(loss)
+            buffer = self._gradients.borrow()
+            self._write_gradient(loss, buffer.flat)
+            self._gradients.add(number, buffer)
+            return loss.detach()
 
-        results = self._lanes.map(work, order)
-        total = results[0][1]
-        for _, gradient in results[1:]:
-            total.add_(gradient)
-        self._optimizer.step(total, self._ones, rate, self._lanes)
-        return torch.stack([loss for loss, _ in results]).sum()
+        losses = self._lanes.map(work, range(len(order)))
+        self._optimizer.step(self._gradients.take(), self._ones, rate, self._lanes)
+        return torch.stack(losses).sum()
 
     def _loss_of(self, batch: list[str], seeds: Sequence[int]) -> BagLoss:
         """Return what tells the loss of a slide of the step.
@@ -91,9 +94,9 @@ class AutogradTrainer(FoldTrainer):
         streams = zip(*self._lanes.map(work, range(len(batch))), strict=True)
         return [self._objective.loss_and_gradient(torch.cat(outputs), truth, weights) for outputs in streams]
 
-    def _gradient(self, loss: Tensor) -> Tensor:
+    def _write_gradient(self, loss: Tensor, out: Tensor) -> None:
         parts = torch.autograd.grad(loss, self._parameters, allow_unused=True, materialize_grads=True)
-        return torch.cat([part.reshape(-1) for part in parts])
+        torch.cat([part.reshape(-1) for part in parts], out=out)
 
     def _look(self, slide_id: str, seed: int | None) -> ModelOutput:
         """Look at one slide; `seed` = training (dropout and drawn tiles), None = all tiles."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval
 from wsi_dino.evaluation.centre_probe import CentreProbe, probe_centres
-from wsi_dino.evaluation.metrics import binary_metrics
+from wsi_dino.evaluation.metrics import STATISTICS, binary_metrics
 from wsi_dino.evaluation.split import Split
 from wsi_dino.mil.cross_validation import FoldResult
 from wsi_dino.mil.material import Material
@@ -73,7 +73,7 @@ def _row(centre: str, rows: Sequence[Mapping[str, Any]], n_resamples: int, seed:
     folds = _folds(rows) if len(once) < len(rows) else [rows]
     predictions = [_predictions(part) for part in folds]
     figures = [_said(part) for part in folds]
-    result["auc"] = asdict(cv_interval(predictions, "auc", n_resamples=n_resamples, seed=seed))
+    result["auc"] = asdict(cv_interval(predictions, STATISTICS["auc"], n_resamples=n_resamples, seed=seed))
     return result | {name: float(np.mean([f[name] for f in figures])) for name in ("accuracy", "recall", "specificity")}
 
 

@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_dino.errors import FeatureFileError, WeightsError
 from wsi_dino.feature_file import IDENTITY_KEYS
+from wsi_dino.mil.class_target import ClassTarget
 from wsi_dino.mil.mil_model import MilModel
+from wsi_dino.mil.objective import AnyObjective, CrossEntropy
+from wsi_dino.mil.targets import AnyTarget
 from wsi_dino.mil.training import TrainingSpec, build_model
 from wsi_dino.provenance import fingerprint, write_atomically, write_json_atomically
 
@@ -21,16 +24,18 @@ class ModelConfig(BaseModel):
     """What must be known to use a trained model.
 
     Attributes:
-        class_names: in the order of the logits; of two the last is the positive one.
+        class_names: in the order of the logits; of two the last is the positive one. Empty for other targets.
         target: column of the label table.
         embed_dim: length of a feature vector.
         encoder: identity of the features it was trained on (`FeatureFile.identity`).
         spec: architecture and recipe, with the fold's own seed.
-        threshold, threshold_policy: the cut on the positive class; None with more than two classes.
+        threshold, threshold_policy: the cut on the score; None where there is none, as with more than two classes.
         fold: number of the fold; None for a model outside cross-validation.
         best_epoch: whose weights these are.
         precision: of the large products in training.
         provenance: anything else worth keeping: split, cohort, versions.
+        target_kind: what is predicted; None = classes, in files of earlier versions.
+        objective: what the outputs mean; None = logits of classes, likewise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +52,18 @@ class ModelConfig(BaseModel):
     best_epoch: int = 0
     precision: str = "fp32"
     provenance: dict[str, Any] = {}
+    target_kind: AnyTarget | None = None
+    objective: AnyObjective | None = None
+
+    @property
+    def kind(self) -> AnyTarget:
+        """What is predicted."""
+        return self.target_kind or ClassTarget(names=self.class_names)
+
+    @property
+    def meaning(self) -> AnyObjective:
+        """What the outputs mean."""
+        return self.objective or CrossEntropy(class_weights=(1.0,) * len(self.class_names))
 
     @property
     def fingerprint(self) -> str:
@@ -104,7 +121,7 @@ def load_model(path: Path) -> tuple[MilModel, ModelConfig]:
     from safetensors.torch import load_file
 
     config = read_config(path)
-    model = build_model(config.spec, config.embed_dim, len(config.class_names))
+    model = build_model(config.spec, config.embed_dim, config.meaning.n_outputs)
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:

@@ -10,20 +10,21 @@ import numpy as np
 import torch
 
 from wsi_dino.errors import CohortError
-from wsi_dino.evaluation.bootstrap import STATISTICS, FoldPredictions, cv_interval
-from wsi_dino.evaluation.cohort import Cohort, CohortRow
-from wsi_dino.evaluation.metrics import BINARY_METRICS, MULTICLASS_METRICS, binary_metrics, multiclass_metrics
+from wsi_dino.evaluation.bootstrap import FoldPredictions, cv_interval
+from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import Fold
-from wsi_dino.evaluation.threshold import Threshold, ThresholdPolicy, choose_threshold
+from wsi_dino.evaluation.threshold import Threshold, ThresholdPolicy
 from wsi_dino.mil.bags import BagStore
-from wsi_dino.mil.inference import SlideScore, score_slides
+from wsi_dino.mil.class_target import ClassTarget
+from wsi_dino.mil.inference import score_slides
 from wsi_dino.mil.mil_model import MilModel
-from wsi_dino.mil.objective import CrossEntropy
+from wsi_dino.mil.objective import Objective
+from wsi_dino.mil.target_kind import PREDICTED_SUBSETS, SeenFold, TargetKind
+from wsi_dino.mil.targets import target_of
 from wsi_dino.mil.training import TrainedFold, TrainingSpec, train_fold
 from wsi_dino.mil.training_job import TrainingJob
 from wsi_dino.provenance import fingerprint
 
-PREDICTED_SUBSETS = ("val", "test")
 ARGMAX = "highest-score"  # the policy of more than two classes
 
 
@@ -34,14 +35,14 @@ class FoldResult:
     Attributes:
         fold: its number, from 0.
         predictions: one row for each validation and test slide: ``fold, subset, patient_id,
-            slide_id, target, label, score, score_<class> ..., predicted``. ``score`` is the
-            probability of the positive class, with more than two classes that of the predicted one.
-        threshold: the cut on ``score``; None with more than two classes.
+            slide_id, target``, then truth and what is said, as the kind of target has it.
+        threshold: the cut on the score, where there is one.
         metrics: figures on the test slides.
         history: one row an epoch, see `TrainedFold`.
         best_epoch: whose weights the model has.
         precision: of the large products in training.
         model: the trained model; None when read back from a record.
+        objective: what the model's outputs mean; likewise.
     """
 
     fold: int
@@ -52,9 +53,10 @@ class FoldResult:
     best_epoch: int
     precision: str
     model: MilModel | None = None
+    objective: Objective | None = None
 
     def to_record(self) -> dict[str, Any]:
-        """Return all but the model as plain JSON-able values; floats survive exactly."""
+        """Return all but model and objective as plain JSON-able values; floats survive exactly."""
         record = {name: getattr(self, name) for name in ("fold", "metrics", "best_epoch", "precision")}
         threshold = asdict(self.threshold) if self.threshold else None
         return {**record, "predictions": list(self.predictions), "history": list(self.history), "threshold": threshold}
@@ -73,16 +75,6 @@ def fold_spec(spec: TrainingSpec, fold_index: int) -> TrainingSpec:
     return spec.model_copy(update={"seed": int(fingerprint(spec.seed, fold_index)[:8], 16)})
 
 
-def fold_job(cohort: Cohort, fold: Fold, spec: TrainingSpec, fold_index: int) -> TrainingJob:
-    """Return what is to be trained for one fold."""
-    train, val = (cohort.slides_of(fold.patients(subset)) for subset in ("train", "val"))
-    labels = {row.slide_id: row.label for row in cohort.rows}
-    taught = [labels[slide_id] for slide_id in train]
-    objective = CrossEntropy.of(taught, len(cohort.class_names), balanced=spec.class_balanced)
-    truth = {slide_id: (float(label),) for slide_id, label in labels.items()}
-    return TrainingJob(fold_spec(spec, fold_index), truth, tuple(train), tuple(val), objective)
-
-
 def run_fold(
     cohort: Cohort,
     fold: Fold,
@@ -90,6 +82,7 @@ def run_fold(
     spec: TrainingSpec,
     *,
     fold_index: int,
+    target: TargetKind | None = None,
     threshold_policy: ThresholdPolicy = "youden-on-validation",
     device: str | torch.device = "cpu",
     threads: int | None = None,
@@ -107,38 +100,96 @@ def run_fold(
         bags: features.
         spec: architecture and recipe; its seed is mixed with `fold_index`.
         fold_index: number of the fold, from 0.
+        target: what is predicted; None = what the cohort tells.
         threshold_policy: see `choose_threshold`.
         device: where to train, ``cpu`` or an accelerator.
         threads: lanes on a CPU; None = as many as torch would use.
         on_epoch: called with each row of the history.
-        trained: what training by `fold_job` gave, where that has been done already.
+        trained: what training by `FoldPlan.job` gave, where that has been done already.
 
     Raises:
         CohortError: a slide of the cohort has no tile or no feature file.
         FeatureFileError: a feature file is broken.
     """
-    _check_bags(cohort, bags)
-    slides = {subset: cohort.slides_of(fold.patients(subset)) for subset in ("train", *PREDICTED_SUBSETS)}
-    labels = {row.slide_id: row.label for row in cohort.rows}
-    job = fold_job(cohort, fold, spec, fold_index)
+    plan = plan_fold(cohort, fold, bags, spec, fold_index=fold_index, target=target, threshold_policy=threshold_policy)
+    job = plan.job
     trained = trained or train_fold(
         job.spec, bags, job.truth, job.train_ids, job.val_ids, job.objective,
         device=device, threads=threads, on_epoch=on_epoch,
     )  # fmt: skip
-    scored = [s for subset in PREDICTED_SUBSETS for s in slides[subset]]
-    scores = {
-        score.slide_id: score for score in score_slides(trained.model, bags, scored, device=device, threads=threads)
-    }
+    return finish_fold(plan, trained, bags, device=device, threads=threads)
+
+
+@dataclass(frozen=True)
+class FoldPlan:
+    """What is to be trained in a fold.
+
+    Attributes:
+        cohort: slides with labels.
+        number: of the fold.
+        spec: with the seed of the fold.
+        target: what is predicted.
+        slides: of train, val and test.
+        truth: of each slide, as the objective wants it.
+        objective: of training.
+        threshold_policy: see `choose_threshold`.
+    """
+
+    cohort: Cohort
+    number: int
+    spec: TrainingSpec
+    target: TargetKind
+    slides: Mapping[str, Sequence[str]]
+    truth: Mapping[str, tuple[float, ...]]
+    objective: Objective
+    threshold_policy: ThresholdPolicy
+
+    @property
+    def job(self) -> TrainingJob:
+        """The training alone: test slides are not in it."""
+        return TrainingJob(
+            self.spec, self.truth, tuple(self.slides["train"]), tuple(self.slides["val"]), self.objective
+        )  # fmt: skip
+
+
+def plan_fold(
+    cohort: Cohort, fold: Fold, bags: BagStore, spec: TrainingSpec, *, fold_index: int, target: TargetKind | None,
+    threshold_policy: ThresholdPolicy,
+) -> FoldPlan:  # fmt: skip
+    """Return what is to be trained; see `run_fold`."""
+    _check_bags(cohort, bags)
+    kind = target or target_of(cohort)
+    slides = {subset: cohort.slides_of(fold.patients(subset)) for subset in ("train", *PREDICTED_SUBSETS)}
+    truth = {row.slide_id: kind.truth(row) for row in cohort.rows}
+    objective = kind.objective(np.array([truth[s] for s in slides["train"]]), balanced=spec.class_balanced)
+    return FoldPlan(
+        cohort, fold_index, fold_spec(spec, fold_index), kind, slides, truth, objective, threshold_policy
+    )  # fmt: skip
+
+
+def finish_fold(
+    plan: FoldPlan, trained: TrainedFold, bags: BagStore, *, device: str | torch.device = "cpu",
+    threads: int | None = None,
+) -> FoldResult:  # fmt: skip
+    """Apply the trained model to the fold's slides and read what it says; see `run_fold`."""
+    subsets = ("train", *PREDICTED_SUBSETS) if plan.target.looks_back else PREDICTED_SUBSETS
+    wanted = [slide_id for subset in subsets for slide_id in plan.slides[subset]]
+    scored = score_slides(trained.model, bags, wanted, device=device, threads=threads)
     trained.model.cpu()
-    y_val, p_val = _arrays([labels[s] for s in slides["val"]], [scores[s] for s in slides["val"]])
-    binary = len(cohort.class_names) == 2
-    threshold = choose_threshold(y_val, p_val[:, 1], threshold_policy) if binary else None
-    y_test, p_test = _arrays([labels[s] for s in slides["test"]], [scores[s] for s in slides["test"]])
-    metrics = binary_metrics(y_test, p_test[:, 1], threshold.value) if threshold else multiclass_metrics(y_test, p_test)
-    rows = _rows(cohort, slides, scores, threshold, fold_index)
+    outputs = torch.from_numpy(np.stack([score.outputs for score in scored]))
+    objective = plan.objective
+    if plan.target.looks_back:
+        n_taught = len(plan.slides["train"])
+        objective = objective.after_training(
+            outputs[:n_taught], torch.tensor([plan.truth[slide_id] for slide_id in wanted[:n_taught]])
+        )
+    scores = dict(zip(wanted, objective.scores(outputs).numpy(), strict=True))
+    seen = SeenFold(plan.cohort, plan.number, plan.slides, scores, objective, plan.threshold_policy)
+    read = plan.target.read_fold(seen)
     return FoldResult(
-        fold_index, rows, threshold, metrics, trained.history, trained.best_epoch, trained.precision, trained.model
-    )
+        plan.number, read.predictions, read.threshold, read.metrics, trained.history, trained.best_epoch,
+        trained.precision, trained.model, read.objective,
+    )  # fmt: skip
 
 
 def _check_bags(cohort: Cohort, bags: BagStore) -> None:
@@ -150,74 +201,9 @@ def _check_bags(cohort: Cohort, bags: BagStore) -> None:
         )
 
 
-def _arrays(labels: Sequence[int], scores: Sequence[SlideScore]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(labels, np.int64), np.stack([score.probabilities for score in scores])
-
-
-def _rows(
-    cohort: Cohort,
-    slides: Mapping[str, Sequence[str]],
-    scores: Mapping[str, SlideScore],
-    threshold: Threshold | None,
-    fold_index: int,
-) -> tuple[dict[str, Any], ...]:
-    by_slide = {row.slide_id: row for row in cohort.rows}
-    return tuple(
-        {
-            "fold": fold_index,
-            "subset": subset,
-            **prediction_row(by_slide[slide_id], scores[slide_id], cohort.class_names, threshold),
-        }
-        for subset in PREDICTED_SUBSETS
-        for slide_id in slides[subset]
-    )
-
-
-def prediction_row(
-    row: CohortRow, score: SlideScore, class_names: Sequence[str], threshold: Threshold | None
-) -> dict[str, Any]:
-    """Return the columns of one prediction, from ``patient_id`` to ``predicted``."""
-    predicted = predicted_label(score.probabilities, threshold)
-    return {
-        "patient_id": row.patient_id,
-        "slide_id": row.slide_id,
-        "target": row.target,
-        "label": row.label,
-        **score_columns(score.probabilities, class_names, threshold),
-        "predicted": class_names[predicted],
-    }
-
-
-def score_columns(
-    probabilities: np.ndarray, class_names: Sequence[str], threshold: Threshold | None
-) -> dict[str, float]:
-    """Return ``score`` and ``score_<class>`` of one slide."""
-    score = probabilities[1] if threshold else probabilities.max()
-    each = {f"score_{name}": float(p) for name, p in zip(class_names, probabilities, strict=True)}
-    return {"score": float(score), **each}
-
-
-def predicted_label(probabilities: np.ndarray, threshold: Threshold | None) -> int:
-    """Return the class index: by `threshold` on the positive class, or the highest probability."""
-    return int(probabilities[1] >= threshold.value) if threshold else int(probabilities.argmax())
-
-
-def test_predictions(result: FoldResult, class_names: Sequence[str]) -> FoldPredictions:
-    """Return the test rows of a fold as arrays."""
-    rows = [row for row in result.predictions if row["subset"] == "test"]
-    columns = ["score"] if len(class_names) == 2 else [f"score_{name}" for name in class_names]
-    scores = np.array([[row[column] for column in columns] for row in rows], np.float64)
-    return FoldPredictions(
-        np.array([row["label"] for row in rows], np.int64),
-        scores[:, 0] if len(class_names) == 2 else scores,
-        [row["patient_id"] for row in rows],
-        result.threshold.value if result.threshold else 0.5,
-    )
-
-
 def summarise(
     results: Sequence[FoldResult],
-    class_names: Sequence[str],
+    target: TargetKind,
     *,
     n_resamples: int = 2000,
     level: float = 0.95,
@@ -232,20 +218,34 @@ def summarise(
         ``threshold_policy`` in words.
     """
     results = sorted(results, key=lambda result: result.fold)
-    names = [n for n in (BINARY_METRICS if len(class_names) == 2 else MULTICLASS_METRICS) if n in STATISTICS]
-    predictions = [test_predictions(result, class_names) for result in results]
+    rows = [[row for row in result.predictions if row["subset"] == "test"] for result in results]
+    predictions = held_out(results, target)
     summary = {}
-    for name in names:
-        interval = cv_interval(predictions, name, n_resamples=n_resamples, level=level, seed=seed)
-        values = [result.metrics[name] for result in results]
+    for name, compute in target.statistics.items():
+        interval = cv_interval(
+            predictions, compute, n_resamples=n_resamples, level=level, seed=seed,
+            skip_unknown=not isinstance(target, ClassTarget),
+        )  # fmt: skip
+        values = [value for result in results if not np.isnan(value := result.metrics[name])]
         std = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
         summary[name] = {**asdict(interval), "std": std}
     return {
-        "folds": [_fold_row(result, len(p.y_true)) for result, p in zip(results, predictions, strict=True)],
+        "folds": [_fold_row(result, len(tested)) for result, tested in zip(results, rows, strict=True)],
         "summary": summary,
         "interval": f"{level:.0%} percentile interval, {n_resamples} bootstrap resamples of patients within folds",
         "threshold_policy": results[0].threshold.policy if results[0].threshold else ARGMAX,
     }
+
+
+def held_out(results: Sequence[FoldResult], target: TargetKind) -> list[FoldPredictions]:
+    """Return the test predictions of each fold as arrays."""
+    return [
+        target.held_out(
+            [row for row in result.predictions if row["subset"] == "test"],
+            result.threshold.value if result.threshold else None,
+        )
+        for result in results
+    ]
 
 
 def _fold_row(result: FoldResult, n_test: int) -> dict[str, Any]:

@@ -59,6 +59,12 @@ def choose_examples(
     return [*shown, *wrong[:_N_WRONG]]
 
 
+def choose_extremes(test_rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Choose the slides with the highest and the lowest scores, where there is no right and wrong."""
+    ranked = sorted(test_rows, key=lambda row: (-row["score"], row["slide_id"]))
+    return ranked[:_N_RIGHT] + ranked[_N_RIGHT:][-_N_WRONG:]
+
+
 def make_example(
     row: Mapping[str, Any], attention: SlideAttention, classes: Sequence[str], pictures: SlidePictures | None
 ) -> Example:
@@ -70,9 +76,10 @@ def make_example(
         ExampleTile(int(x), int(y), float(share), pixels[place] if pixels else None)
         for place, ((x, y), share) in enumerate(zip(xy, lift, strict=True))
     ]
-    truth = classes[int(row["label"])]
+    truth = classes[int(row["label"])] if classes else str(row["target"])
     return Example(
-        str(row["slide_id"]), truth, float(row["score"]), int(row["fold"]), truth == row["predicted"],
+        str(row["slide_id"]), truth, float(row["score"]), int(row["fold"]),
+        truth == row["predicted"] if classes else None,
         tiles, overview, note,
     )  # fmt: skip
 
@@ -103,7 +110,9 @@ def render_heatmaps(
         slide_id = str(row["slide_id"])
         title = f"{slide_id}: {row['target']}, score {float(row['score']):.3f} (held out in fold {row['fold']})"
         try:
-            pictures.write_heatmap(folder / f"{slide_id}.png", read(slide_id), title)
+            attention = read(slide_id)
+            shown = "" if attention.tile_score.startswith("attention") else f"; colour: {attention.tile_score}"
+            pictures.write_heatmap(folder / f"{slide_id}.png", attention, title + shown)
         except WsiDinoError as error:
             missing[slide_id] = str(error)
         report(1, text=slide_id)

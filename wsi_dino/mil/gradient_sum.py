@@ -5,9 +5,8 @@ from __future__ import annotations
 import threading
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.packed import GradientBuffer
 
 
@@ -23,7 +22,7 @@ class GradientSum:
         dtype: of the buffers.
     """
 
-    def __init__(self, model: ABMIL, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
         self._free = [GradientBuffer(model, dtype)]
         self._total = torch.empty_like(self._free[0].flat, dtype=torch.float32)

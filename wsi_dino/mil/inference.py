@@ -42,6 +42,22 @@ class SlideScore:
         """float32 ``(n,)``, summing to one."""
         return attention_weights(torch.from_numpy(self.attention)).numpy()
 
+    @property
+    def standard_weights(self) -> np.ndarray:
+        """float32 ``(n,)``, summing to one: softmax of the scores less their mean, over their standard deviation.
+
+        For scores that no softmax of the model's own keeps within bounds: of raw ones that lie hundreds apart all
+        but a few would be 0 and none of the others above another.
+
+        Examples:
+            >>> weights = SlideScore("s", np.zeros(2), np.array([-900.0, 0.0, 900.0])).standard_weights
+            >>> [f"{weight:.2f}" for weight in weights]
+            ['0.06', '0.21', '0.72']
+        """
+        raw = self.attention.astype(np.float64)
+        standard = torch.from_numpy((raw - raw.mean()) / (raw.std() or 1.0))
+        return attention_weights(standard).numpy().astype(np.float32)
+
 
 def score_slides(
     model: MilModel,

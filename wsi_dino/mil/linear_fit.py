@@ -51,7 +51,7 @@ class LinearFit(FoldTrainer):
         scale = float(self._model.feature_scale)
         means = [self._bags.features(slide_id).astype(np.float64).mean(0) / scale for slide_id in slides]
         truth, weights = self._known(slides)
-        return torch.from_numpy(np.stack(means)), truth.cpu(), weights.double().cpu()
+        return torch.from_numpy(np.stack(means)), truth.cpu(), weights.cpu().double()
 
 
 def fit_linear(

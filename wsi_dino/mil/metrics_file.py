@@ -10,7 +10,10 @@ import numpy as np
 
 from wsi_dino.evaluation.calibration import compute_reliability
 from wsi_dino.evaluation.caveats import Evidence, find_caveats
+from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import Split
+from wsi_dino.evaluation.target_columns import EVENT
+from wsi_dino.evaluation.target_report import HEADLINES
 from wsi_dino.mil.bags import has_random_weights
 from wsi_dino.mil.cross_validation import FoldResult
 from wsi_dino.mil.fold_work import Learning, code_fingerprint
@@ -20,14 +23,15 @@ from wsi_dino.provenance import environment, fingerprint
 
 _N_BINS = 10
 _PERMUTED = (
-    "THE LABELS WERE PERMUTED (seed {seed}): nothing here is a result. The interval of the AUC should hold 0.5; "
-    "where it does not in many more than one of twenty seeds, something leaks."
+    "THE LABELS WERE PERMUTED (seed {seed}): nothing here is a result. The interval of the {figure} should hold "
+    "{chance}; where it does not in many more than one of twenty seeds, something leaks."
 )
 _POLICIES = {
     "youden-on-validation": "the cut with the greatest recall + specificity on the fold's validation slides",
     "f1-on-validation": "the cut with the greatest F1 on the fold's validation slides",
     "fixed-0.5": "0.5, chosen before looking at any slide",
     "highest-score": "none; the class with the highest score is said",
+    "median-risk-of-training": "high risk lies above the median risk of the fold's training and validation patients",
 }
 
 
@@ -46,7 +50,7 @@ def build_metrics(
         evenness: of the attention on each held-out slide.
         identity: fingerprint of all that went in.
     """
-    classes = material.cohort.class_names
+    classes, is_classes = material.cohort.class_names, material.cohort.kind == "classes"
     test_rows = [row for result in results for row in result.predictions if row["subset"] == "test"]
     random_weights = has_random_weights(material.store.provenance)
     record = get_model(learning.spec.model)
@@ -58,43 +62,63 @@ def build_metrics(
         "result_name": learning.result_name(material.encoder),
         "target": material.task.target,
         "permuted_labels": material.permuted_labels,
-        "classes": list(classes),
+        "classes": list(classes) if is_classes else [],
+        **({} if is_classes else _kind_section(material)),
         "n_slides": len(material.cohort),
         "n_patients": len(material.cohort.patients),
         "folds": [row | _sizes(material, split, row["fold"]) for row in summary["folds"]],
         "summary": summary["summary"],
-        "calibration": calibration_section(test_rows, classes),
+        **({"calibration": calibration_section(test_rows, classes)} if is_classes else {}),
         "cohort": cohort_section(material),
         "scheme": material.task.scheme.model_dump(mode="json", exclude={"test_run", "test_labels"}),
         "notes": list(material.notes),
-        "protocol": {
-            "threshold_policy": summary["threshold_policy"],
-            "threshold_policy_text": _POLICIES.get(summary["threshold_policy"], summary["threshold_policy"]),
-            "target_threshold": material.task.threshold,
-            "split_scheme": split.scheme,
-            "split_seed": split.seed,
-            "interval": summary["interval"],
-            "training": learning.spec.model_dump(mode="json"),
-            "tile_score": record.tile_score,
-            "precision": sorted({result.precision for result in results}),
-            "device": learning.device,
-        },
+        "protocol": _protocol(material, split, learning, results, summary),
+        **({"chosen_c": [r.history[r.best_epoch]["c"] for r in results]} if record.is_convex else {}),
         **({} if material.adaptation is None else {"adaptation": dict(material.adaptation)}),
         "exclusions": [asdict(exclusion) for exclusion in material.exclusions],
         "warnings": caveats(
-            material, split, summary["summary"]["auc"], random_weights=random_weights,
+            material, split, summary["summary"], random_weights=random_weights,
             evenness=evenness if record.has_attention else (), epochs_kept=() if record.is_convex else epochs,
         ),
-        "provenance": {
-            "fingerprint": identity,
-            "code": code_fingerprint(learning.spec.model),
-            "features": fingerprint(dict(material.features_fingerprint)),
-            "split": split.fingerprint,
-            "features_identity": material.store.identity,
-            "random_weights": random_weights,
-            "versions": environment(),
-        },
+        "provenance": _provenance(material, split, learning, identity),
     }  # fmt: skip
+
+
+def _protocol(
+    material: Material, split: Split, learning: Learning, results: Sequence[FoldResult], summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    own = {"regression": "none", "labels": learning.threshold_policy}
+    policy = own.get(material.cohort.kind, summary["threshold_policy"])
+    return {
+        "threshold_policy": policy,
+        "threshold_policy_text": _POLICIES.get(policy, policy),
+        "target_threshold": material.task.threshold,
+        "split_scheme": split.scheme,
+        "split_seed": split.seed,
+        "interval": summary["interval"],
+        "training": learning.spec.model_dump(mode="json"),
+        "tile_score": get_model(learning.spec.model).tile_score,
+        "precision": sorted({result.precision for result in results}),
+        "device": learning.device,
+    }
+
+
+def _provenance(material: Material, split: Split, learning: Learning, identity: str) -> dict[str, Any]:
+    return {
+        "fingerprint": identity,
+        "code": code_fingerprint(learning.spec.model),
+        "features": fingerprint(dict(material.features_fingerprint)),
+        "split": split.fingerprint,
+        "features_identity": material.store.identity,
+        "random_weights": has_random_weights(material.store.provenance),
+        "versions": environment(),
+    }
+
+
+def _kind_section(material: Material) -> dict[str, Any]:
+    headline = HEADLINES[material.cohort.kind]
+    told = {"title": headline.title, "key": headline.key}
+    return {"kind": material.cohort.kind, "columns": list(material.task.columns), "headline": told}
 
 
 def _sizes(material: Material, split: Split, number: int) -> dict[str, int]:
@@ -108,7 +132,7 @@ def cohort_section(material: Material) -> dict[str, Any]:
     tiles = np.array([material.store.n_tiles[slide_id] for slide_id in cohort.slide_ids])
     patients = patients_of_class(material)
     return {
-        "classes": [
+        "classes": _labels_counted(cohort) if cohort.kind == "labels" else [
             {"name": name, "slides": n, "patients": patients[name]} for name, n in cohort.counts().items()
         ],
         "tiles": {
@@ -117,6 +141,17 @@ def cohort_section(material: Material) -> dict[str, Any]:
         },
         "has_patient_id": material.has_patient_id,
     }  # fmt: skip
+
+
+def _labels_counted(cohort: Cohort) -> list[dict[str, Any]]:
+    """Count slides and patients of both values of each label."""
+    counts = []
+    for column, (name, words) in enumerate(zip(cohort.columns, cohort.value_names, strict=True)):
+        for value, word in enumerate(words):
+            rows = [row for row in cohort.rows if row.values[column] == value]
+            patients = len({row.patient_id for row in rows})
+            counts.append({"name": f"{name}: {word}", "slides": len(rows), "patients": patients})
+    return counts
 
 
 def patients_of_class(material: Material, patients: Sequence[str] | None = None) -> dict[str, int]:
@@ -156,19 +191,24 @@ def calibration_section(test_rows: Sequence[Mapping[str, Any]], classes: Sequenc
 
 
 def caveats(
-    material: Material, split: Split, auc: Mapping[str, Any], *, random_weights: bool,
+    material: Material, split: Split, summary: Mapping[str, Any], *, random_weights: bool,
     evenness: Sequence[float], epochs_kept: Sequence[tuple[int, int]],
 ) -> list[str]:  # fmt: skip
     """Return what a reader must know before quoting the figures."""
-    permuted = [_PERMUTED.format(seed=material.permuted_labels)] if material.permuted_labels is not None else []
-    return permuted + find_caveats(
+    headline, kind = HEADLINES[material.cohort.kind], material.cohort.kind
+    said = _PERMUTED.format(seed=material.permuted_labels, figure=headline.title, chance=headline.chance)
+    tested = [patients_of_class(material, fold.test) for fold in split]
+    counted = {"classes": tested, "survival": [{EVENT: counts[EVENT]} for counts in tested if EVENT in counts]}
+    return ([] if material.permuted_labels is None else [said]) + find_caveats(
         Evidence(
             n_patients=len(material.cohort.patients),
-            test_patients_of_class=[patients_of_class(material, fold.test) for fold in split],
+            test_patients_of_class=counted.get(kind, []),
             n_validation_patients=[len(fold.val) for fold in split],
             n_used=len(material.cohort),
             n_left_out=len(material.labelled_left_out),
-            auc=auc,
+            auc={} if kind == "regression" else summary[headline.key],
+            figure=headline.title,
+            has_classes=kind == "classes",
             has_patient_id=material.has_patient_id,
             random_weights=random_weights,
             attention_evenness=evenness,

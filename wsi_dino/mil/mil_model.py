@@ -20,8 +20,8 @@ class ModelOutput:
 
     Attributes:
         outputs: ``(n_bags, n_outputs)``, before softmax or sigmoid.
-        attention: raw score of each tile ``(n_bags, n)``, -inf where padded; its softmax over the bag is what is
-            stored and drawn. What it means is said by `ModelRecord.tile_score`.
+        attention: raw score of each tile ``(n_bags, n)``, -inf where padded; its softmax over the bag (where it is
+            no attention, that of its standard score) is stored and drawn. `ModelRecord.tile_score` says its meaning.
         contributions: ``(n_bags, n, n_outputs)``, 0 where padded, whose sum over the tiles is `outputs`; None where
             the model has no such parts.
         streams: shares and outputs that the loss is taken of in training; empty = of `outputs` alone.

@@ -121,11 +121,13 @@ class BinaryPerLabel(Objective):
 
     Attributes:
         negative_weights, positive_weights: of each label.
+        thresholds: the cut of each label on its probability, chosen on validation slides after training.
     """
 
     kind: Literal["binary-per-label"] = "binary-per-label"
     negative_weights: tuple[float, ...]
     positive_weights: tuple[float, ...]
+    thresholds: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, truth: np.ndarray, *, balanced: bool = True) -> BinaryPerLabel:

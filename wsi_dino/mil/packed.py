@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi_dino.mil.abmil import ABMIL
 
@@ -227,9 +227,9 @@ class GradientBuffer:
     What is written still lacks `scales`, which are the same for every unit and applied to their sum.
     """
 
-    def __init__(self, model: ABMIL, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        device = model.head.weight.device
+        device = next(model.parameters()).device
         self.flat = torch.empty(sum(shape.numel() for shape in shapes.values()), dtype=dtype, device=device)
         self._starts = dict(zip(shapes, np.cumsum([0, *(shape.numel() for shape in shapes.values())]), strict=False))
         self._shapes = shapes

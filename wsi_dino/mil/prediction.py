@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from wsi_dino.encoders.adapter import is_adapted_to_a_fold, without_fold
 from wsi_dino.errors import ConfigError, FeatureFileError, WeightsError, nearest_name
 from wsi_dino.feature_file import FeatureFile, read_feature_file
 from wsi_dino.mil.bags import BagStore, features_fingerprint
 from wsi_dino.mil.checkpoint import ModelConfig, find_models, load_model, require_same_encoder
+from wsi_dino.mil.class_target import ClassTarget
 from wsi_dino.mil.inference import score_slides
 from wsi_dino.mil.mil_model import MilModel
+from wsi_dino.mil.models import result_name
+from wsi_dino.mil.objective import BinaryPerLabel, Objective
 from wsi_dino.run_folder import RunFolder, safe_name
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """The models of the folds of one task; their mean probability is the prediction.
+    """The models of the folds of one task; their mean score is the prediction.
 
     Attributes:
         models: in the order of the folds.
@@ -34,10 +38,13 @@ class Ensemble:
 
     def __post_init__(self) -> None:
         for config in self.configs[1:]:
-            for name in ("target", "class_names", "embed_dim"):
+            for name in ("target", "class_names", "embed_dim", "kind"):
                 ours, theirs = getattr(self.configs[0], name), getattr(config, name)
                 if ours != theirs:
                     raise WeightsError(f"Opening models: fold {config.fold} has {name} {theirs!r}, the first {ours!r}.")
+            kinds = self.configs[0].spec.model, config.spec.model
+            if len(set(kinds)) > 1:
+                raise WeightsError(f"Opening models: fold {config.fold} is {kinds[1]}, the first {kinds[0]}.")
             ours, theirs = (_but_adapter(one.encoder) for one in (self.configs[0], config))
             if ours != theirs:
                 raise WeightsError(f"Opening models: fold {config.fold} takes features {theirs}, the first {ours}.")
@@ -64,8 +71,13 @@ class Ensemble:
         return first if set(others) <= {first} else without_fold(first)
 
     @property
+    def result_name(self) -> str:
+        """Name of the encoder, and of the kind of model where it is not the usual one."""
+        return result_name(self.encoder, self.config.spec.model)
+
+    @property
     def threshold(self) -> float | None:
-        """Mean of the folds' cuts on the score of the positive class; None with more than two classes."""
+        """Mean of the folds' cuts on the score; None where there is none, as with more than two classes."""
         cuts = [config.threshold for config in self.configs if config.threshold is not None]
         return float(np.mean(cuts)) if cuts else None
 
@@ -75,14 +87,24 @@ class Ensemble:
         return tuple(f"fold_{place if c.fold is None else c.fold}" for place, c in enumerate(self.configs))
 
     @cached_property
+    def objective(self) -> Objective:
+        """What the outputs mean; of several labels with the mean of the folds' cuts."""
+        first = self.config.meaning
+        cuts = [config.meaning.thresholds for config in self.configs if isinstance(config.meaning, BinaryPerLabel)]
+        return first.model_copy(update={"thresholds": tuple(np.mean(cuts, axis=0))}) if cuts else first
+
+    @cached_property
     def learnt_from(self) -> frozenset[str]:
         """Fingerprints of the bags that any of the models has seen in training or validation."""
         return frozenset(item for config in self.configs for item in config.provenance.get("learnt_from", ()))
 
     def columns(self) -> list[str]:
         """Return the columns of the table of predictions."""
-        each_class = [f"score_{name}" for name in self.config.class_names]
-        return ["slide_id", "status", "reason", "predicted", "score", *each_class, *self.fold_names, "seen_in_training"]
+        kind = self.config.kind
+        said = kind.say(np.zeros(len(self.objective.score_names)), self.objective, self.threshold)
+        if isinstance(kind, ClassTarget):
+            said = {"predicted": "", **said}  # what most look for stands first
+        return ["slide_id", "status", "reason", *said, *self.fold_names, "seen_in_training"]
 
     def predict(
         self, slide_id: str, files: Mapping[str, FeatureFile], *, device: str, threads: int | None
@@ -101,25 +123,25 @@ class Ensemble:
         for file in files.values():
             if not np.isfinite(file.features).all():
                 raise FeatureFileError(f"Reading features of {slide_id}: a value is not finite. Embed the slide again.")
-        probabilities = []
+        scores = []
         for model, config, encoder in zip(self.models, self.configs, self.encoders, strict=True):
             require_same_encoder(config, files[encoder].identity)
             bags = BagStore.of_arrays({slide_id: files[encoder].features}, files[encoder].identity)
-            probabilities.append(score_slides(model, bags, [slide_id], device=device, threads=threads)[0].probabilities)
-        row = self._row(probabilities)
-        seen = any(features_fingerprint(file.features) in self.learnt_from for file in files.values())
-        return {"slide_id": slide_id, "status": "done", "reason": "", **row, "seen_in_training": seen}
+            seen = score_slides(model, bags, [slide_id], device=device, threads=threads)[0]
+            scores.append(config.meaning.scores(torch.from_numpy(seen.outputs)[None])[0].numpy())
+        row = self._row(scores)
+        is_seen = any(features_fingerprint(file.features) in self.learnt_from for file in files.values())
+        return {"slide_id": slide_id, "status": "done", "reason": "", **row, "seen_in_training": is_seen}
 
     def _row(self, each_model: list[np.ndarray]) -> dict[str, Any]:
-        mean = np.mean(each_model, axis=0)
-        names, cut = self.config.class_names, self.threshold
-        said = int(mean.argmax()) if cut is None else int(mean[1] >= cut)
-        place = said if cut is None else 1  # of more than two classes the score is that of the one said
+        kind, mean = self.config.kind, np.mean(each_model, axis=0)
+        said = kind.say(mean, self.objective, self.threshold)
+        place = 0
+        if isinstance(kind, ClassTarget):  # of more than two classes the score is that of the one said
+            place = 1 if self.threshold is not None else int(mean.argmax())
         return {
-            "predicted": names[said],
-            "score": float(mean[place]),
-            **{f"score_{name}": float(p) for name, p in zip(names, mean, strict=True)},
-            **{fold: float(p[place]) for fold, p in zip(self.fold_names, each_model, strict=True)},
+            **said,
+            **{fold: float(scores[place]) for fold, scores in zip(self.fold_names, each_model, strict=True)},
         }
 
 
@@ -186,6 +208,8 @@ def predict_run(
 ) -> tuple[Path, list[dict[str, Any]]]:  # fmt: skip
     """Predict every slide of a run and write ``RUN/predictions/TASK/ENCODER/predictions.csv``.
 
+    Of a model other than ABMIL the folder is ``ENCODER+MODEL``, as that of its results.
+
     Returns:
         The table's path and its rows. A slide whose features are broken has status ``failed`` and the
         reason, one without tiles ``empty``.
@@ -200,7 +224,7 @@ def predict_run(
     for slide_id, of_slide in paths.items():
         rows.append(_predict_slide(ensemble, slide_id, of_slide, device, threads))
         report(1, text=slide_id)
-    table = run.path / "predictions" / safe_name(ensemble.task) / safe_name(ensemble.encoder) / "predictions.csv"
+    table = run.path / "predictions" / safe_name(ensemble.task) / safe_name(ensemble.result_name) / "predictions.csv"
     run.write_table(table, rows, ensemble.columns())
     return table, rows
 

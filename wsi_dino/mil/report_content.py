@@ -12,6 +12,7 @@ from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.encoders.registry import get_record
 from wsi_dino.errors import EncoderError
 from wsi_dino.evaluation.report import Example, ReportInput, TrainingCurve
+from wsi_dino.evaluation.target_report import target_part
 from wsi_dino.mil.cross_validation import FoldResult
 from wsi_dino.mil.material import Material
 from wsi_dino.mil.models import get_model
@@ -46,9 +47,10 @@ def report_input(
 ) -> ReportInput:  # fmt: skip
     """Bring the results of a task into the form that `render_report` takes."""
     return ReportInput(
-        metrics=metrics, predictions=test_rows, curves=[_curve(result) for result in results], examples=examples,
+        metrics=metrics, predictions=test_rows, part=target_part(metrics, test_rows) if "kind" in metrics else None,
+        curves=[_curve(result) for result in results], examples=examples,
         command=telling.command, command_place=telling.command_place, settings=_settings(material, metrics),
-        training=_training(spec, metrics), encoder_facts=encoder_facts(material),
+        training=_training(spec, metrics) | _chosen_c(results), encoder_facts=encoder_facts(material),
     )  # fmt: skip
 
 
@@ -63,6 +65,9 @@ def _settings(material: Material, metrics: Mapping[str, Any]) -> dict[str, str]:
     if material.task.threshold is not None:
         names = material.task.classes or ("", "")
         settings["cut of the target"] = f"{names[1]} at {material.task.threshold:g} and above"
+    if material.task.kind == "survival":
+        settings |= {"time, event": material.task.target, "survival head": material.task.survival_head}
+        settings["horizon"] = f"{material.task.horizon:g}"
     settings |= {f"counts as {name}": ", ".join(values) for name, values in material.task.merge.items()}
     settings |= {f"only where {column}": " or ".join(kept) for column, kept in material.task.scheme.keep.items()}
     settings |= {f"tested where {column}": " or ".join(kept) for column, kept in material.task.scheme.test_keep.items()}
@@ -86,6 +91,13 @@ def _training(spec: TrainingSpec, metrics: Mapping[str, Any]) -> dict[str, str]:
     precision = ", ".join(metrics["protocol"]["precision"])
     model = {"model": record.title, "model from": record.paper, "score of a tile": record.tile_score}
     return {**model, **told, "precision": precision, **how, **_searched(metrics.get("search"))}
+
+
+def _chosen_c(results: Sequence[FoldResult]) -> dict[str, str]:
+    """Tell the penalty of a linear probe, which takes the place of epochs."""
+    chosen = {r.fold: r.history[r.best_epoch]["c"] for r in results if "c" in r.history[r.best_epoch]}
+    told = {f"fold {fold}": f"c = {c:g}" for fold, c in chosen.items()}
+    return {"an epoch of the curve": "one strength of the penalty, the strongest first", **told} if told else {}
 
 
 def _searched(search: Mapping[str, Any] | None) -> dict[str, str]:

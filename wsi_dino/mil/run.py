@@ -11,13 +11,14 @@ from typing import Any
 from wsi_dino.errors import ConfigError
 from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.leaks import Finding
-from wsi_dino.evaluation.report import render_report
+from wsi_dino.evaluation.report import Example, render_report
 from wsi_dino.evaluation.split import Split, make_folds, make_repeats, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
 from wsi_dino.mil.attention_file import SlideAttention, read_attention
 from wsi_dino.mil.centre_section import centre_section, centre_warning
-from wsi_dino.mil.cross_validation import FoldResult, summarise, test_predictions
-from wsi_dino.mil.examples import SlidePictures, choose_examples, make_example, render_heatmaps
+from wsi_dino.mil.class_target import ClassTarget
+from wsi_dino.mil.cross_validation import FoldResult, held_out, summarise
+from wsi_dino.mil.examples import SlidePictures, choose_examples, choose_extremes, make_example, render_heatmaps
 from wsi_dino.mil.fold_work import FoldFiles, Learning, fold_item, fold_number, learn_fold
 from wsi_dino.mil.leak_check import check_material
 from wsi_dino.mil.looking import (
@@ -33,6 +34,7 @@ from wsi_dino.mil.material import Material
 from wsi_dino.mil.metrics_file import build_metrics
 from wsi_dino.mil.report_content import Telling, report_input
 from wsi_dino.mil.statistics_section import statistics_section
+from wsi_dino.mil.target_sections import target_section
 from wsi_dino.mil.tasks import Task
 from wsi_dino.provenance import fingerprint, remove_stale_temporaries, without_nan, write_json_atomically
 from wsi_dino.provenance import write_text_atomically as write_text
@@ -41,6 +43,7 @@ from wsi_dino.run_folder import RunFolder
 Report = Callable[..., None]
 Bars = Callable[[str, str], AbstractContextManager[Report]]
 OfFold = Callable[[int], Material]
+_NO_CENTRES = "Figures by centre are made for targets of classes alone: there are none here."
 _RESULTS = ("metrics.json", "predictions.csv", "report.html", "splits.csv")
 
 
@@ -210,17 +213,9 @@ def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: 
     rows = queue.rows()
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
-    summary = summarise(results, material.cohort.class_names, n_resamples=request.n_resamples, seed=request.seed)
-    metrics = build_metrics(material, split, request.learning, results, summary, evenness, identity)
-    held_out = [test_predictions(result, material.cohort.class_names) for result in results]
-    centres = centre_section(material, split, results, n_resamples=request.n_resamples, seed=request.seed)
-    told = [finding.text for finding in sorted(leaks, key=lambda finding: not finding.is_grave)]
-    metrics["warnings"] = [*told, *metrics["warnings"], *centre_warning(centres)]
-    metrics |= {"leaks": [finding.to_record() for finding in leaks], "centres": centres}
-    metrics = without_nan(
-        metrics
-        | statistics_section(held_out, metrics["calibration"], n_resamples=request.n_resamples, seed=request.seed)
-    )
+    metrics = _figures(material, split, request, results, evenness, identity, leaks)
+    if request.learning.search:
+        metrics["search"] = {"space": request.learning.search_space(), "folds": [row["search"] for row in rows]}
     files.remove_others({folder / name for row in rows for name in row["files"]})
     looked = _look(files, task.of_fold, results, request, bars)
     metrics |= looked.metrics
@@ -228,6 +223,28 @@ def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: 
     run.write_row("mil", f"{material.task.name}-{name}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
     return MilOutcome(folder, metrics, queue.n_reused, missing, report)
+
+
+def _figures(
+    material: Material, split: Split, request: MilRequest, results: Sequence[FoldResult], evenness: Sequence[float],
+    identity: str, leaks: Sequence[Finding],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the content of metrics.json."""
+    target, resampling = material.target_kind, {"n_resamples": request.n_resamples, "seed": request.seed}
+    summary = summarise(results, target, **resampling)
+    metrics = build_metrics(material, split, request.learning, results, summary, evenness, identity)
+    told = [finding.text for finding in sorted(leaks, key=lambda finding: not finding.is_grave)]
+    metrics |= {"leaks": [finding.to_record() for finding in leaks], "centres": None}
+    if isinstance(target, ClassTarget):
+        centres = centre_section(material, split, results, **resampling)
+        own = centre_warning(centres)
+        metrics |= {"centres": centres}
+        metrics |= statistics_section(held_out(results, target), metrics["calibration"], **resampling)
+    else:
+        own = [_NO_CENTRES] if material.centre_of else []
+        metrics |= target_section(target, results, summary["summary"], **resampling)
+    metrics["warnings"] = [*told, *metrics["warnings"], *own]
+    return without_nan(metrics)
 
 
 def _look(files: FoldFiles, of_fold: OfFold, results: Sequence[FoldResult], request: MilRequest, bars: Bars) -> Looked:
@@ -258,12 +275,12 @@ def _start(run: RunFolder, folder: Path, key: str, identity: str) -> None:
     earlier = run.read_row("mil", key) or {}
     if earlier.get("identity") != identity:
         remove_earlier(folder)
-        for path in [*(folder / name for name in _RESULTS), *folder.glob("heatmaps/*.png")]:
+        for path in [*(folder / name for name in _RESULTS), *folder.glob("heatmaps/*.png"), *folder.glob("figures/*")]:
             path.unlink(missing_ok=True)
 
 
 def _work(task: OpenTask, progress: Report) -> None:
-    epochs, n_folds = task.request.learning.spec.epochs, len(task.split)
+    epochs, n_folds = task.request.learning.spec.epochs * task.request.learning.n_trainings, len(task.split)
     progress(0, total=n_folds * epochs)
     while (claimed := task.queue.take()) is not None:
         number = fold_number(claimed.item)
@@ -298,10 +315,8 @@ def _write_results(
     results: Sequence[FoldResult], metrics: dict[str, Any], pictures: SlidePictures | None, bars: Bars,
     looked: Looked,
 ) -> dict[str, str]:  # fmt: skip
-    classes = material.cohort.class_names
     rows = [row for result in results for row in result.predictions]
-    columns = ["fold", "subset", "patient_id", "slide_id", "target", "label", "score"]
-    columns += [*(f"score_{name}" for name in classes), "predicted"]
+    column = material.target_kind.score_column
     test_rows = [row for row in rows if row["subset"] == "test"]
     fold_of = {str(row["slide_id"]): int(row["fold"]) for row in test_rows}
     files = FoldFiles(folder)
@@ -310,23 +325,37 @@ def _write_results(
         return read_attention(files.attention(fold_of[slide_id], slide_id))
 
     write_split(folder / "splits.csv", split)
-    run.write_table(folder / "predictions.csv", rows, columns)
-    thresholds = {result.fold: result.threshold.value if result.threshold else None for result in results}
+    run.write_table(folder / "predictions.csv", rows, list(rows[0]))
+    ranked = [{**row, "score": float(row[column])} for row in test_rows]
     if request.with_report:
-        chosen = choose_examples(test_rows, thresholds, classes)
-        examples = [make_example(row, read(str(row["slide_id"])), classes, pictures) for row in chosen]
+        examples = _examples(material, results, ranked, read, pictures)
         content = report_input(material, request.learning.spec, request.telling, results, metrics, test_rows, examples)
-        section = make_section(looked, classes, pictures)
-        write_top_tiles(run, folder, looked.tiles)
-        for picture in section.pictures():
-            picture.save(folder / PICTURES_FOLDER)
+        section = make_section(looked, material.cohort.class_names, pictures) if looked is not None else None
+        if looked is not None and section is not None:
+            write_top_tiles(run, folder, looked.tiles)
+            for picture in section.pictures():
+                picture.save(folder / PICTURES_FOLDER)
         write_text(folder / "report.html", render_report(replace(content, looking=section)))
+        for picture in content.part.pictures if content.part else ():
+            picture.save(folder / "figures")
     write_json_atomically(folder / "metrics.json", metrics)
     if not request.heatmaps:
         return {}
     if pictures is None:
         raise ConfigError("Heatmaps were asked for, but nothing can read slides here.")
-    wanted = sorted(test_rows, key=lambda row: (-float(row["score"]), str(row["slide_id"])))[: request.heatmaps]
+    wanted = sorted(ranked, key=lambda row: (-row["score"], str(row["slide_id"])))[: request.heatmaps]
     with bars("heatmaps", "slides") as progress:
         progress(0, total=len(wanted))
         return render_heatmaps(wanted, read, folder / "heatmaps", pictures, progress)
+
+
+def _examples(
+    material: Material, results: Sequence[FoldResult], ranked: Sequence[Mapping[str, Any]],
+    read: Callable[[str], SlideAttention], pictures: SlidePictures | None,
+) -> list[Example]:  # fmt: skip
+    if not isinstance(material.target_kind, ClassTarget):
+        return [make_example(row, read(str(row["slide_id"])), (), pictures) for row in choose_extremes(ranked)]
+    classes = material.cohort.class_names
+    thresholds = {result.fold: result.threshold.value if result.threshold else None for result in results}
+    chosen = choose_examples(ranked, thresholds, classes)
+    return [make_example(row, read(str(row["slide_id"])), classes, pictures) for row in chosen]

@@ -217,7 +217,9 @@ def make_task(name: str, content: Mapping[str, Any]) -> Task:
         place = ".".join(str(part) for part in first["loc"])
         fields = Scheme.model_fields if place.startswith("scheme.") else Task.model_fields
         near = nearest_name(place.removeprefix("scheme."), fields)
-        raise ConfigError(f"Reading task {name}: {place}: {first['msg']}.{near}".replace(": :", ":")) from error
+        what = f"Reading task {name or 'of the command line'}"
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{what}: {place}: {said}.{near}".replace(": :", ":")) from error
 
 
 def find_task(

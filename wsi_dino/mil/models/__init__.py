@@ -6,9 +6,10 @@ Listing them imports nothing; asking for a record imports that one file (and tor
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_dino.errors import ConfigError, nearest_name
@@ -27,14 +28,13 @@ def model_names() -> tuple[str, ...]:
         >>> model_names()[0], "clam-sb" in model_names()
         ('abmil', True)
     """
-    files = (file.name for file in resources.files(__name__).iterdir())
-    names = {name.removesuffix(".py").replace("_", "-") for name in files if name.endswith(".py") and name[0] != "_"}
-    return DEFAULT_MODEL, *sorted(names - {DEFAULT_MODEL})
+    files = (file.stem for folder in __path__ for file in Path(folder).glob("[!_]*.py"))
+    return DEFAULT_MODEL, *sorted({stem.replace("_", "-") for stem in files} - {DEFAULT_MODEL})
 
 
-def model_file(name: str) -> str:
-    """Return the file name of a model within this folder."""
-    return f"{name.replace('-', '_')}.py"
+def model_source(name: str) -> str:
+    """Return the text of a model's file."""
+    return Path(str(sys.modules[get_model(name).build.__module__].__file__)).read_text(encoding="utf-8")
 
 
 def get_model(name: str) -> ModelRecord:
@@ -46,7 +46,7 @@ def get_model(name: str) -> ModelRecord:
     if name not in model_names():
         near = nearest_name(name, model_names())
         raise ConfigError(f"--model: there is no {name!r}.{near} Known: {', '.join(model_names())}.")
-    record: ModelRecord = importlib.import_module(f"{__name__}.{model_file(name).removesuffix('.py')}").RECORD
+    record: ModelRecord = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").RECORD
     return record
 
 

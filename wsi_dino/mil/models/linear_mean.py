@@ -22,6 +22,7 @@ class LinearMean(MilModel):
     """``outputs = H mean_i(x_i) + b``; what a tile contributes is ``(H x_i + b) / n``.
 
     Examples:
+        >>> import torch
         >>> model = LinearMean(4, 2, LinearMeanHyperparameters())
         >>> tuple(model(torch.zeros(3, 5, 4), torch.ones(3, 5, dtype=torch.bool)).outputs.shape)
         (3, 2)
