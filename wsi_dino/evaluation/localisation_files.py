@@ -17,7 +17,7 @@ _COLUMNS = ("slide_id", "x", "y", "score", "hit")
 
 
 def write_localisation(folder: Path, content: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Write localisation.json, detections.csv, froc.svg and froc.png.
+    """Write localisation.json, detections.csv and, where there is a score, froc.svg and froc.png.
 
     Args:
         folder: where to.
@@ -35,7 +35,11 @@ def write_localisation(folder: Path, content: Mapping[str, Any], detections: Seq
     writer.writeheader()
     writer.writerows(detections)
     write_text_atomically(paths[1], buffer.getvalue())
-    return paths + froc_picture(content["froc"]).save(folder)
+    if content["froc"]["score"] is not None:
+        return paths + froc_picture(content["froc"]).save(folder)
+    for path in (folder / "froc.svg", folder / "froc.png"):  # of an earlier request
+        path.unlink(missing_ok=True)
+    return paths
 
 
 def froc_picture(froc: Mapping[str, Any]) -> Picture:

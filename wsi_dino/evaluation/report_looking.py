@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -60,10 +61,20 @@ class LookingSection:
     note: str = ""
     faithfulness: Mapping[str, Any] | None = None
 
+    @cached_property
+    def mosaic(self) -> Picture | None:
+        """The tiles as one picture."""
+        return mosaic_picture(self.rows, "top-tiles") if self.rows else None
+
+    @cached_property
+    def curves(self) -> Picture | None:
+        """The curves of deletion and insertion."""
+        return faithfulness_picture(self.faithfulness, "faithfulness") if self.faithfulness else None
+
+    @property
     def pictures(self) -> list[Picture]:
-        """Return the pictures that can be saved beside the report."""
-        mosaic = [mosaic_picture(self.rows, "top-tiles")] if self.rows else []
-        return mosaic + ([faithfulness_picture(self.faithfulness, "faithfulness")] if self.faithfulness else [])
+        """Those that can be saved beside the report."""
+        return [picture for picture in (self.mosaic, self.curves) if picture is not None]
 
 
 def looking_html(section: LookingSection | None) -> Any:
@@ -79,10 +90,9 @@ def looking_html(section: LookingSection | None) -> Any:
         {"title": row.title, "tiles": [{"caption": t.caption, "uri": _uri(t.pixels)} for t in row.tiles]}
         for row in section.rows
     ]
-    faithfulness = section.faithfulness
-    curves = Markup(faithfulness_picture(faithfulness, "faithfulness").page_svg()) if faithfulness else ""
+    curves = Markup(section.curves.page_svg()) if section.curves else ""
     text = environment.from_string(_TEMPLATE).render(
-        rows=rows, what=section.what, note=section.note, faithfulness=faithfulness, curves=curves
+        rows=rows, what=section.what, note=section.note, faithfulness=section.faithfulness, curves=curves
     )
     return Markup(text)
 

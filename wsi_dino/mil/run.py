@@ -277,7 +277,7 @@ def _write_results(
         content = report_input(material, request.learning.spec, request.telling, results, metrics, test_rows, examples)
         section = make_section(looked, classes, pictures)
         write_top_tiles(run, folder, looked.tiles)
-        for picture in section.pictures():
+        for picture in section.pictures:
             picture.save(folder / PICTURES_FOLDER)
         write_text(folder / "report.html", render_report(replace(content, looking=section)))
     write_json_atomically(folder / "metrics.json", metrics)
