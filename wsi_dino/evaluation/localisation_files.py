@@ -49,9 +49,9 @@ def froc_picture(froc: Mapping[str, Any]) -> Picture:
         axis = figure.subplots()
         rate, sensitivity = (np.array(froc["curve"][name]) for name in ("false_positives", "sensitivity"))
         rates = froc["false_positives"]
-        shown = np.geomspace(rates[0] / 2, rates[-1] * 1.25, 400)
+        shown = np.geomspace(rates[0] / 2, rates[-1], 400)
         axis.plot(shown, np.interp(shown, rate, sensitivity), color=SERIES[0], linewidth=1.8)
-        axis.plot(rates, froc["sensitivity"], "o", color=SERIES[1], label=f"their mean: {froc['score']:.3f}")
+        axis.plot(rates, froc["sensitivity"], "o", color=SERIES[1], label=f"their mean, the score: {froc['score']:.3f}")
         axis.set_xscale("log", base=2)
         axis.set_xticks(rates, ["1/4", "1/2", "1", "2", "4", "8"])
         axis.set_xticks([], minor=True)
@@ -59,6 +59,6 @@ def froc_picture(froc: Mapping[str, Any]) -> Picture:
         axis.set(xlabel=f"false positives a {whose}", ylabel=f"share of {froc['n_lesions']} lesions found")
         axis.set_ylim(-0.02, 1.02)
         axis.axhline(1, color=INK, linewidth=0.6, linestyle=(0, (2, 3)))
-        axis.legend(loc="lower right")
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1))
 
     return Picture("froc", "Sensitivity for lesions over false positives a slide", (4.8, 3.6), draw)
