@@ -143,7 +143,7 @@ def run_mil(
         request: what is asked.
         pictures: reads slides for report and heatmaps; without it the report has no pictures.
         bars: opens a progress bar by title and unit.
-        say: tells at the start what the leak check has found.
+        say: tells what the leak check has found, and when the figures are computed.
         split: the folds; None to make them as `request` says.
         of_fold: gives the slides and features of one fold by its number, where folds have their own.
 
@@ -164,6 +164,7 @@ def run_mil(
     queue = ItemQueue(run, f"mil-{material.task.name}-{material.encoder}", items, files.is_intact)
     with bars("folds", "epochs") as progress:
         _work(queue, of_fold, split, request, files, progress)
+    say("mil: figures of held-out slides")
     rows = queue.rows()
     results = [FoldResult.from_record(row["result"]) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
