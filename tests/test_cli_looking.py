@@ -13,6 +13,8 @@ import openslide
 import pytest
 from command_line import Ran, run_command
 from looking_run import MIL, RESULTS, make_looking_run
+from test_mil_schemes import _cohort
+from toy_features import SMALL
 
 from wsi_dino.mil.attention_file import read_attention
 from wsi_dino.mil.finished_task import FinishedTask
@@ -251,3 +253,25 @@ def test_finished_task_takes_the_model_that_had_not_seen_the_slide(finished: Pat
         logits = np.log(probabilities)
         weighted = attention.attention_weights @ (logits[:, 1] - logits[:, 0])
         assert 1 / (1 + np.exp(-weighted)) == pytest.approx(attention.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_slides_of_another_cohort_and_several_seeds(tmp_path: Path, separate: bool) -> None:
+    _cohort(tmp_path, "run", "A", 40, official=["train"])
+    _cohort(tmp_path, "other" if separate else "run", "B", 12, attrimil=["unseen"])
+    places = ("--test-labels", "B.csv", *(("--test-run", "other") if separate else ()))
+    asked = ("--labels", "A.csv", *places, "--task", "camelyon17-unseen", "--seeds", 2, "--faithfulness", 5, *SMALL)
+    ran = run_command(tmp_path, "mil", "--run", "run", *asked, "--top-tiles", 3, "--json")
+    assert ran.code == 0, ran.stderr
+    assert len({row["slide_id"] for row in ran.json["faithfulness"]["slides"]}) == 5  # none twice
+    results = "run/mil/camelyon17-unseen/toy"
+    kind = ("--kind", "probability", "--format", "geojson", "--number", 0, "--json")
+    there = ("--test-run", "other") if separate else ()
+    for fold in (0, 1):
+        drawn = run_command(tmp_path, "heatmap", results, *kind, *there, "--fold", fold)
+        assert drawn.code == 0, drawn.stderr
+        assert [(row["fold"], row["slide_id"][0]) for row in drawn.json["slides"]] == [(fold, "B")] * 12
+    if separate:
+        lost = run_command(tmp_path, "heatmap", results, *kind, "--fold", 0, "--class", "normal")
+        assert lost.code == 1
+        assert "--test-run" in lost.json["slides"][0]["reason"]

@@ -90,7 +90,7 @@ def _look(
 
 
 def render_heatmaps(
-    rows: Sequence[Mapping[str, Any]], read: Callable[[str], SlideAttention], folder: Path,
+    rows: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], SlideAttention], folder: Path,
     pictures: SlidePictures, report: Callable[..., None],
 ) -> dict[str, str]:  # fmt: skip
     """Write ``folder/SLIDE.png`` for each row.
@@ -103,7 +103,7 @@ def render_heatmaps(
         slide_id = str(row["slide_id"])
         title = f"{slide_id}: {row['target']}, score {float(row['score']):.3f} (held out in fold {row['fold']})"
         try:
-            pictures.write_heatmap(folder / f"{slide_id}.png", read(slide_id), title)
+            pictures.write_heatmap(folder / f"{slide_id}.png", read(row), title)
         except WsiDinoError as error:
             missing[slide_id] = str(error)
         report(1, text=slide_id)

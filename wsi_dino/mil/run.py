@@ -24,6 +24,7 @@ from wsi_dino.mil.looking import (
     PICTURES_FOLDER,
     Looked,
     LookingRequest,
+    first_of_each_slide,
     look,
     make_section,
     remove_earlier,
@@ -263,18 +264,18 @@ def _write_results(
     columns = ["fold", "subset", "patient_id", "slide_id", "target", "label", "score"]
     columns += [*(f"score_{name}" for name in classes), "predicted"]
     test_rows = [row for row in rows if row["subset"] == "test"]
-    fold_of = {str(row["slide_id"]): int(row["fold"]) for row in test_rows}
+    shown_rows = first_of_each_slide(test_rows)  # several seeds test the same slides
     files = FoldFiles(folder)
 
-    def read(slide_id: str) -> SlideAttention:
-        return read_attention(files.attention(fold_of[slide_id], slide_id))
+    def read(row: Mapping[str, Any]) -> SlideAttention:
+        return read_attention(files.attention(int(row["fold"]), str(row["slide_id"])))
 
     write_split(folder / "splits.csv", split)
     run.write_table(folder / "predictions.csv", rows, columns)
     thresholds = {result.fold: result.threshold.value if result.threshold else None for result in results}
     if request.with_report:
-        chosen = choose_examples(test_rows, thresholds, classes)
-        examples = [make_example(row, read(str(row["slide_id"])), classes, pictures) for row in chosen]
+        chosen = choose_examples(shown_rows, thresholds, classes)
+        examples = [make_example(row, read(row), classes, pictures) for row in chosen]
         content = report_input(material, request.learning.spec, request.telling, results, metrics, test_rows, examples)
         section = make_section(looked, classes, pictures)
         write_top_tiles(run, folder, looked.tiles)
@@ -286,7 +287,7 @@ def _write_results(
         return {}
     if pictures is None:
         raise ConfigError("Heatmaps were asked for, but nothing can read slides here.")
-    wanted = sorted(test_rows, key=lambda row: (-float(row["score"]), str(row["slide_id"])))[: request.heatmaps]
+    wanted = sorted(shown_rows, key=lambda row: (-float(row["score"]), str(row["slide_id"])))[: request.heatmaps]
     with bars("heatmaps", "slides") as progress:
         progress(0, total=len(wanted))
         return render_heatmaps(wanted, read, folder / "heatmaps", pictures, progress)
