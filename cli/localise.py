@@ -33,6 +33,21 @@ class CountIn(StrEnum):
     all = "all"
 
 
+_RadiusOption = Annotated[
+    float | None,
+    typer.Option(
+        "--radius-um", min=0.0, show_default=False,
+        help="No second detection within this distance of a better one.  [default: 1.5 tiles]",
+    ),
+]  # fmt: skip
+_MaskOption = Annotated[
+    float, typer.Option("--mask-mpp", min=2.0, help="um/px at which lesions are compared with detections.")
+]
+_CountOption = Annotated[
+    CountIn, typer.Option("--count-in", help="Slides whose false positives count: normal ones or all.")
+]
+
+
 def localise(
     results: FolderArgument,
     annotations: Annotated[
@@ -48,17 +63,9 @@ def localise(
         typer.Option("--class", help="Class of the annotated regions.  [default: the last, of two the positive one]",
                      show_default=False),
     ] = None,
-    radius_um: Annotated[
-        float | None,
-        typer.Option("--radius-um", min=0.0, help="No second detection within this distance of a better one.  "
-                     "[default: 1.5 tiles]", show_default=False),
-    ] = None,
-    mask_mpp: Annotated[
-        float, typer.Option("--mask-mpp", min=0.1, help="um/px at which lesions are compared with detections.")
-    ] = 7.776,
-    count_in: Annotated[
-        CountIn, typer.Option("--count-in", help="Slides whose false positives count: normal ones or all.")
-    ] = CountIn.normal,
+    radius_um: _RadiusOption = None,
+    mask_mpp: _MaskOption = 7.776,
+    count_in: _CountOption = CountIn.normal,
     leave_out: Annotated[
         list[str] | None,
         typer.Option("--leave-out", help="Slide that takes no part, e.g. one that is not annotated in full; may be "
