@@ -241,6 +241,13 @@ def test_results_of_another_request_take_their_overlays_with_them(copy: Path) ->
     assert left == []
 
 
+def test_results_outside_of_a_run_are_refused(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / RESULTS / "metrics.json", tmp_path)
+    ran = run_command(tmp_path, "heatmap", ".")
+    assert ran.code == 2
+    assert "RUN/mil/TASK/ENCODER" in ran.stderr
+
+
 def test_finished_task_takes_the_model_that_had_not_seen_the_slide(finished: Path) -> None:
     task = FinishedTask(finished / RESULTS)
     with (finished / RESULTS / "splits.csv").open(newline="") as stream:
