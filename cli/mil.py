@@ -154,7 +154,7 @@ def mil(
         int,
         _option(
             _RESULTS, "--heatmaps", min=0, metavar="N",
-            help="Draw attention over N held-out slides, highest score first; `heatmap` draws more later.  [default: 0]",
+            help="Draw attention over N held-out slides, highest score first (`heatmap` draws more).  [default: 0]",
         ),
     ] = 0,
     top_tiles: Annotated[
