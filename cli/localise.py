@@ -33,6 +33,21 @@ class CountIn(StrEnum):
     all = "all"
 
 
+_RadiusOption = Annotated[
+    float | None,
+    typer.Option(
+        "--radius-um", min=0.0, show_default=False,
+        help="No second detection within this distance of a better one.  [default: 1.5 tiles]",
+    ),
+]  # fmt: skip
+_MaskOption = Annotated[
+    float, typer.Option("--mask-mpp", min=2.0, help="um/px at which lesions are compared with detections.")
+]
+_CountOption = Annotated[
+    CountIn, typer.Option("--count-in", help="Slides whose false positives count: normal ones or all.")
+]
+
+
 def localise(
     results: FolderArgument,
     annotations: Annotated[
@@ -48,17 +63,9 @@ def localise(
         typer.Option("--class", help="Class of the annotated regions.  [default: the last, of two the positive one]",
                      show_default=False),
     ] = None,
-    radius_um: Annotated[
-        float | None,
-        typer.Option("--radius-um", min=0.0, help="No second detection within this distance of a better one.  "
-                     "[default: 1.5 tiles]", show_default=False),
-    ] = None,
-    mask_mpp: Annotated[
-        float, typer.Option("--mask-mpp", min=0.1, help="um/px at which lesions are compared with detections.")
-    ] = 7.776,
-    count_in: Annotated[
-        CountIn, typer.Option("--count-in", help="Slides whose false positives count: normal ones or all.")
-    ] = CountIn.normal,
+    radius_um: _RadiusOption = None,
+    mask_mpp: _MaskOption = 7.776,
+    count_in: _CountOption = CountIn.normal,
     leave_out: Annotated[
         list[str] | None,
         typer.Option("--leave-out", help="Slide that takes no part, e.g. one that is not annotated in full; may be "
@@ -134,8 +141,12 @@ def _look_at_all(task: FinishedTask, request: _Request, annotations: dict[str, P
     if unknown:
         console.say(f"note: no model here was tested on {len(unknown)} of the slides named: {', '.join(unknown[:5])}")
     if not looked.slides:
-        reasons = {**looked.left_out, **looked.failed}
-        raise ConfigError(f"Localising in {task.folder}: no slide can be used. {next(iter(reasons.values()), '')}")
+        some = [f"{slide_id} is {why}" for slide_id, why in {**looked.left_out, **looked.failed}.items()][:2]
+        name, known = task.classes[request.class_index], ", ".join(task.classes)
+        raise ConfigError(
+            f"Localising {name}: no slide of {task.folder} can be used ({'; '.join(some)}). --class names the "
+            f"annotated class: {known}."
+        )
     return _Looked(looked.slides, looked.pointings, looked.detection_rows, looked.left_out, looked.failed, n_itc)
 
 
@@ -234,11 +245,15 @@ def _content(task: FinishedTask, request: _Request, looked: _Looked, counted: st
     from wsi_dino.evaluation.froc import ITC_UM, MERGE_UM, compute_froc
     from wsi_dino.evaluation.pointing_game import summarise_pointing
 
+    try:
+        froc = compute_froc(looked.slides, counted=counted)  # type: ignore[arg-type]
+    except ConfigError as error:
+        froc = {"score": None, "note": str(error)}
     return {
         "task": task.metrics["task"], "encoder": task.metrics["encoder"], "kind": request.kind,
         "class": task.classes[request.class_index],
         "froc": {
-            **compute_froc(looked.slides, counted=counted),  # type: ignore[arg-type]
+            **froc,
             "n_isolated_tumour_cells": looked.n_itc, "mask_mpp": request.mask_mpp, "merge_um": MERGE_UM,
             "itc_um": ITC_UM, "radius_um": request.radius_um or "1.5 tiles",
         },
@@ -250,13 +265,10 @@ def _content(task: FinishedTask, request: _Request, looked: _Looked, counted: st
 def _print(content: dict[str, Any], folder: Path) -> None:
     froc, game = content["froc"], content["pointing_game"]
     print(f"{content['task']} from {content['encoder']}, {content['kind']}, class {content['class']}")
-    print(
-        f"FROC score {froc['score']:.3f}: {froc['n_lesions']} lesions (and {froc['n_isolated_tumour_cells']} groups of "
-        f"isolated tumour cells, not counted), false positives of {froc['n_counted']} {_whose(froc['counted'])}slides"
-    )
-    names = [f"{rate:g}" for rate in froc["false_positives"]]
-    row = dict(zip(names, froc["sensitivity"], strict=True))
-    console.print_table([{"false positives a slide": "sensitivity", **row}], ["false positives a slide", *names])
+    if froc["score"] is None:
+        print(f"no FROC: {froc['note']}")
+    else:
+        _print_froc(froc)
     print(
         f"Pointing game: {game['n_hits']:g} of {game['n_slides']} slides ({game['accuracy']:.3f}, 95 % "
         f"{game['low']:.3f} to {game['high']:.3f}; pointing anywhere: {game['chance']:.3f})"
@@ -264,6 +276,16 @@ def _print(content: dict[str, Any], folder: Path) -> None:
     for what in ("left_out", "failed"):
         _print_some(what.replace("_", " "), content[what])
     print(f"files: {folder}")
+
+
+def _print_froc(froc: dict[str, Any]) -> None:
+    print(
+        f"FROC score {froc['score']:.3f}: {froc['n_lesions']} lesions (and {froc['n_isolated_tumour_cells']} groups of "
+        f"isolated tumour cells, not counted), false positives of {froc['n_counted']} {_whose(froc['counted'])}slides"
+    )
+    names = [f"{rate:g}" for rate in froc["false_positives"]]
+    row = dict(zip(names, froc["sensitivity"], strict=True))
+    console.print_table([{"false positives a slide": "sensitivity", **row}], ["false positives a slide", *names])
 
 
 def _whose(counted: str) -> str:

@@ -152,8 +152,8 @@ def mil(
     heatmaps: Annotated[
         int,
         _option(
-            _RESULTS, "--heatmaps", min=0,
-            help="Draw attention over N held-out slides, highest score first.  [default: 0]", metavar="N",
+            _RESULTS, "--heatmaps", min=0, metavar="N",
+            help="Draw attention over N held-out slides, highest score first (`heatmap` draws more).  [default: 0]",
         ),
     ] = 0,
     top_tiles: Annotated[

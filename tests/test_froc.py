@@ -195,4 +195,4 @@ def test_picture_of_the_curve_has_its_points() -> None:
     froc = compute_froc([_slide("t", [0.9, 0.2], [1, 2], 2), _slide("n", [0.5, 0.1], [0, 0])])
     svg = froc_picture(froc).svg
     assert "false positives a normal slide" in svg
-    assert f"their mean: {froc['score']:.3f}" in svg
+    assert f"their mean, the score: {froc['score']:.3f}" in svg

@@ -17,7 +17,7 @@ _COLUMNS = ("slide_id", "x", "y", "score", "hit")
 
 
 def write_localisation(folder: Path, content: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Write localisation.json, detections.csv, froc.svg and froc.png.
+    """Write localisation.json, detections.csv and, where there is a score, froc.svg and froc.png.
 
     Args:
         folder: where to.
@@ -35,7 +35,11 @@ def write_localisation(folder: Path, content: Mapping[str, Any], detections: Seq
     writer.writeheader()
     writer.writerows(detections)
     write_text_atomically(paths[1], buffer.getvalue())
-    return paths + froc_picture(content["froc"]).save(folder)
+    if content["froc"]["score"] is not None:
+        return paths + froc_picture(content["froc"]).save(folder)
+    for path in (folder / "froc.svg", folder / "froc.png"):  # of an earlier request
+        path.unlink(missing_ok=True)
+    return paths
 
 
 def froc_picture(froc: Mapping[str, Any]) -> Picture:
@@ -45,9 +49,9 @@ def froc_picture(froc: Mapping[str, Any]) -> Picture:
         axis = figure.subplots()
         rate, sensitivity = (np.array(froc["curve"][name]) for name in ("false_positives", "sensitivity"))
         rates = froc["false_positives"]
-        shown = np.geomspace(rates[0] / 2, rates[-1] * 1.25, 400)
+        shown = np.geomspace(rates[0] / 2, rates[-1], 400)
         axis.plot(shown, np.interp(shown, rate, sensitivity), color=SERIES[0], linewidth=1.8)
-        axis.plot(rates, froc["sensitivity"], "o", color=SERIES[1], label=f"their mean: {froc['score']:.3f}")
+        axis.plot(rates, froc["sensitivity"], "o", color=SERIES[1], label=f"their mean, the score: {froc['score']:.3f}")
         axis.set_xscale("log", base=2)
         axis.set_xticks(rates, ["1/4", "1/2", "1", "2", "4", "8"])
         axis.set_xticks([], minor=True)
@@ -55,6 +59,6 @@ def froc_picture(froc: Mapping[str, Any]) -> Picture:
         axis.set(xlabel=f"false positives a {whose}", ylabel=f"share of {froc['n_lesions']} lesions found")
         axis.set_ylim(-0.02, 1.02)
         axis.axhline(1, color=INK, linewidth=0.6, linestyle=(0, (2, 3)))
-        axis.legend(loc="lower right")
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1))
 
     return Picture("froc", "Sensitivity for lesions over false positives a slide", (4.8, 3.6), draw)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ _TEMPLATE = """
 <h3>Tiles that look most and least like {{ what }}</h3>
 <p class="muted">Of all held-out slides, judged by the model that had not seen the slide: the probability that it would
 give a slide of this tile alone, then the tile's attention as a multiple of an even share. Only tiles with at least that
-share, at most two of a slide. Coordinates are in top_tiles.csv; the picture is pictures/top-tiles.svg and .png.
+share, at most two of a slide. Coordinates are in top_tiles.csv{% if has_picture %}, the picture is
+pictures/top-tiles.svg and .png{% endif %}.
 {% if note %}{{ note }}{% endif %}</p>
 {% for row in rows %}
 <h4>{{ row.title }}</h4>
@@ -28,7 +30,7 @@ share, at most two of a slide. Coordinates are in top_tiles.csv; the picture is 
 {% endif %}
 {% if faithfulness %}
 <h3>Does the score hang on what was attended to?</h3>
-<figure>{{ curves }}<figcaption>Mean over {{ faithfulness.n_slides }} held-out slides drawn at random, of
+<figure class="wide">{{ curves }}<figcaption>Mean over {{ faithfulness.n_slides }} held-out slides drawn at random, of
 {{ faithfulness.n_patients }} patients. A faithful map lies low on the left and high on the right.</figcaption></figure>
 <div class="scroll"><table>
 <thead><tr><th class="text">area under the curve</th><th>by attention</th><th>random order</th>
@@ -60,10 +62,21 @@ class LookingSection:
     note: str = ""
     faithfulness: Mapping[str, Any] | None = None
 
+    @cached_property
+    def mosaic(self) -> Picture | None:
+        """The tiles as one picture; None where none of them could be read."""
+        is_any_read = any(tile.pixels is not None for row in self.rows for tile in row.tiles)
+        return mosaic_picture(self.rows, "top-tiles") if is_any_read else None
+
+    @cached_property
+    def curves(self) -> Picture | None:
+        """The curves of deletion and insertion."""
+        return faithfulness_picture(self.faithfulness, "faithfulness") if self.faithfulness else None
+
+    @property
     def pictures(self) -> list[Picture]:
-        """Return the pictures that can be saved beside the report."""
-        mosaic = [mosaic_picture(self.rows, "top-tiles")] if self.rows else []
-        return mosaic + ([faithfulness_picture(self.faithfulness, "faithfulness")] if self.faithfulness else [])
+        """Those that can be saved beside the report."""
+        return [picture for picture in (self.mosaic, self.curves) if picture is not None]
 
 
 def looking_html(section: LookingSection | None) -> Any:
@@ -79,10 +92,14 @@ def looking_html(section: LookingSection | None) -> Any:
         {"title": row.title, "tiles": [{"caption": t.caption, "uri": _uri(t.pixels)} for t in row.tiles]}
         for row in section.rows
     ]
-    faithfulness = section.faithfulness
-    curves = Markup(faithfulness_picture(faithfulness, "faithfulness").page_svg()) if faithfulness else ""
+    curves = Markup(section.curves.page_svg()) if section.curves else ""
     text = environment.from_string(_TEMPLATE).render(
-        rows=rows, what=section.what, note=section.note, faithfulness=faithfulness, curves=curves
+        rows=rows,
+        what=section.what,
+        note=section.note,
+        faithfulness=section.faithfulness,
+        curves=curves,
+        has_picture=section.mosaic is not None,
     )
     return Markup(text)
 

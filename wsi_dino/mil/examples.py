@@ -97,7 +97,7 @@ def _look(
 
 
 def render_heatmaps(
-    rows: Sequence[Mapping[str, Any]], read: Callable[[str], SlideAttention], folder: Path,
+    rows: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], SlideAttention], folder: Path,
     pictures: SlidePictures, report: Callable[..., None],
 ) -> dict[str, str]:  # fmt: skip
     """Write ``folder/SLIDE.png`` for each row.
@@ -110,7 +110,7 @@ def render_heatmaps(
         slide_id = str(row["slide_id"])
         title = f"{slide_id}: {row['target']}, score {float(row['score']):.3f} (held out in fold {row['fold']})"
         try:
-            attention = read(slide_id)
+            attention = read(row)
             shown = "" if attention.tile_score.startswith("attention") else f"; colour: {attention.tile_score}"
             pictures.write_heatmap(folder / f"{slide_id}.png", attention, title + shown)
         except WsiDinoError as error:

@@ -55,8 +55,8 @@ class SubsetScores:
     @torch.no_grad()
     def _run(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bag = self._features[torch.from_numpy(kept).to(self._device)][None]
-        logits, raw = self._model(bag, torch.ones(bag.shape[:2], dtype=torch.bool, device=self._device))[:2]
-        return logits[0].double().cpu().numpy(), raw[0].double().cpu().numpy()
+        seen = self._model(bag, torch.ones(bag.shape[:2], dtype=torch.bool, device=self._device))
+        return seen.outputs[0].double().cpu().numpy(), seen.attention[0].double().cpu().numpy()
 
 
 def follow_attention(

@@ -43,16 +43,17 @@ class FinishedTask:
     def __init__(
         self, folder: Path, *, test_run: Path | None = None, fold: int | None = None, device: str = "cpu"
     ) -> None:
-        if not (folder / "metrics.json").is_file():
+        above = folder.resolve().parents
+        if not (folder / "metrics.json").is_file() or len(above) < 3 or above[1].name != "mil":
             raise ResultError(
-                f"Opening results in {folder}: there is no metrics.json. Name RUN/mil/TASK/ENCODER of a finished "
-                "`wsi-dino mil`."
+                f"Opening results in {folder}: there is no metrics.json below RUN/mil. Name RUN/mil/TASK/ENCODER of a "
+                "finished `wsi-dino mil`."
             )
         self.folder, self.device = folder, device
         self.metrics: Mapping[str, Any] = read_metrics(folder)
         if len(self.metrics.get("classes") or ()) < 2:
             raise ResultError(f"Opening results in {folder}: the task has no classes, so tiles have no probability.")
-        self.run = RunFolder(folder.resolve().parents[2])
+        self.run = RunFolder(above[2])
         self.runs = [self.run, *([RunFolder(test_run).require()] if test_run else [])]
         self._files = FoldFiles(folder)
         self.rows = _one_row_a_slide(read_test_rows(folder), fold)

@@ -11,7 +11,7 @@ import torch
 
 from wsi_dino.item_queue import ClaimedItem
 from wsi_dino.mil.bags import BagStore
-from wsi_dino.mil.cross_validation import fold_job
+from wsi_dino.mil.cross_validation import plan_fold
 from wsi_dino.mil.fold_work import Learning, fold_number, learn_fold
 from wsi_dino.mil.joint_training import train_together
 from wsi_dino.mil.models import DEFAULT_MODEL
@@ -25,8 +25,9 @@ _GATE_COPIES, _HIDDEN_COPIES = 8, 6  # of the intermediates of attention and pro
 
 
 def trains_together(learning: Learning) -> bool:
-    """Tell whether folds are trained together: ABMIL on CUDA. Elsewhere one at a time is as fast or faster."""
-    return torch.device(learning.device).type == "cuda" and learning.spec.model == DEFAULT_MODEL
+    """Tell whether folds are trained together: ABMIL on CUDA, without a search; a CPU is faster one at a time."""
+    on_cuda = torch.device(learning.device).type == "cuda"
+    return on_cuda and learning.spec.model == DEFAULT_MODEL and learning.search is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +43,12 @@ class _Claimed:
 
     @property
     def job(self) -> TrainingJob:
-        material = self.task.material
-        fold = self.task.split.folds[self.number]
-        return fold_job(material.cohort, fold, self.task.request.learning.spec, self.number)
+        material, learning = self.task.material, self.task.request.learning
+        plan = plan_fold(
+            material.cohort, self.task.split.folds[self.number], material.store, learning.spec,
+            fold_index=self.number, target=material.target_kind, threshold_policy=learning.threshold_policy,
+        )  # fmt: skip
+        return plan.job
 
 
 def work_together(tasks: Sequence[OpenTask], progress: Report) -> None:

@@ -76,7 +76,7 @@ def look(
         request: what is wanted.
         report: progress, in slides.
     """
-    rows = _first_of_each_slide(test_rows)
+    rows = first_of_each_slide(test_rows)
     drawn = _drawn(rows, request)
     wanted = rows if request.top_tiles else [row for row in rows if row["slide_id"] in drawn]
     report(0, total=len(wanted))
@@ -126,7 +126,8 @@ class _Look:
         return Looked(metrics, self._top.tiles() if self._top else [])
 
 
-def _first_of_each_slide(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def first_of_each_slide(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the row of the lowest fold of each slide: seeds of one split all test the same slides."""
     first: dict[str, Mapping[str, Any]] = {}
     for row in sorted(rows, key=lambda row: int(row["fold"])):
         first.setdefault(str(row["slide_id"]), row)

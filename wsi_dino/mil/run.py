@@ -12,6 +12,7 @@ from wsi_dino.errors import ConfigError
 from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.leaks import Finding
 from wsi_dino.evaluation.report import Example, render_report
+from wsi_dino.evaluation.report_looking import LookingSection
 from wsi_dino.evaluation.split import Split, make_folds, make_repeats, read_split, write_split
 from wsi_dino.item_queue import ItemQueue
 from wsi_dino.mil.attention_file import SlideAttention, read_attention
@@ -25,6 +26,7 @@ from wsi_dino.mil.looking import (
     PICTURES_FOLDER,
     Looked,
     LookingRequest,
+    first_of_each_slide,
     look,
     make_section,
     remove_earlier,
@@ -146,7 +148,7 @@ def run_mil(
         request: what is asked.
         pictures: reads slides for report and heatmaps; without it the report has no pictures.
         bars: opens a progress bar by title and unit.
-        say: tells at the start what the leak check has found.
+        say: tells what the leak check has found, and when the figures are computed.
         split: the folds; None to make them as `request` says.
         of_fold: gives the slides and features of one fold by its number, where folds have their own.
 
@@ -217,8 +219,8 @@ def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: 
     if request.learning.search:
         metrics["search"] = {"space": request.learning.search_space(), "folds": [row["search"] for row in rows]}
     files.remove_others({folder / name for row in rows for name in row["files"]})
-    looked = _look(files, task.of_fold, results, request, bars)
-    metrics |= looked.metrics
+    looked = _look(task, results, bars)
+    metrics |= looked.metrics if looked else {}
     missing = _write_results(run, folder, material, split, request, results, metrics, pictures, bars, looked)
     run.write_row("mil", f"{material.task.name}-{name}", {"identity": identity})
     report = folder / "report.html" if request.with_report else None
@@ -247,13 +249,29 @@ def _figures(
     return without_nan(metrics)
 
 
-def _look(files: FoldFiles, of_fold: OfFold, results: Sequence[FoldResult], request: MilRequest, bars: Bars) -> Looked:
+def _look(task: OpenTask, results: Sequence[FoldResult], bars: Bars) -> Looked | None:
+    """Look at tiles of each class; None where there are no classes."""
+    if not isinstance(task.material.target_kind, ClassTarget):
+        return None
+    files = task.files
     rows = [row for result in results for row in result.predictions if row["subset"] == "test"]
     with bars("looking", "slides") as progress:
         return look(
-            files, of_fold, rows, lambda row: read_attention(files.attention(int(row["fold"]), str(row["slide_id"]))),
-            request.looking, progress,
+            files, task.of_fold, rows,
+            lambda row: read_attention(files.attention(int(row["fold"]), str(row["slide_id"]))),
+            task.request.looking, progress,
         )  # fmt: skip
+
+
+def _show_looked(
+    run: RunFolder, folder: Path, looked: Looked, material: Material, pictures: SlidePictures | None
+) -> LookingSection:  # fmt: skip
+    """Write the table and the pictures of tiles; return what the report shows of them."""
+    section = make_section(looked, material.cohort.class_names, pictures)
+    write_top_tiles(run, folder, looked.tiles)
+    for picture in section.pictures:
+        picture.save(folder / PICTURES_FOLDER)
+    return section
 
 
 def _check_leaks(
@@ -313,29 +331,26 @@ class EpochProgress:
 def _write_results(
     run: RunFolder, folder: Path, material: Material, split: Split, request: MilRequest,
     results: Sequence[FoldResult], metrics: dict[str, Any], pictures: SlidePictures | None, bars: Bars,
-    looked: Looked,
+    looked: Looked | None,
 ) -> dict[str, str]:  # fmt: skip
     rows = [row for result in results for row in result.predictions]
     column = material.target_kind.score_column
     test_rows = [row for row in rows if row["subset"] == "test"]
-    fold_of = {str(row["slide_id"]): int(row["fold"]) for row in test_rows}
     files = FoldFiles(folder)
 
-    def read(slide_id: str) -> SlideAttention:
-        return read_attention(files.attention(fold_of[slide_id], slide_id))
+    def read(row: Mapping[str, Any]) -> SlideAttention:
+        return read_attention(files.attention(int(row["fold"]), str(row["slide_id"])))
 
     write_split(folder / "splits.csv", split)
     run.write_table(folder / "predictions.csv", rows, list(rows[0]))
-    ranked = [{**row, "score": float(row[column])} for row in test_rows]
+    # several seeds test the same slides: each is shown once
+    ranked = [{**row, "score": float(row[column])} for row in first_of_each_slide(test_rows)]
     if request.with_report:
         examples = _examples(material, results, ranked, read, pictures)
         content = report_input(material, request.learning.spec, request.telling, results, metrics, test_rows, examples)
-        section = make_section(looked, material.cohort.class_names, pictures) if looked is not None else None
-        if looked is not None and section is not None:
-            write_top_tiles(run, folder, looked.tiles)
-            for picture in section.pictures():
-                picture.save(folder / PICTURES_FOLDER)
-        write_text(folder / "report.html", render_report(replace(content, looking=section)))
+        if looked is not None:
+            content = replace(content, looking=_show_looked(run, folder, looked, material, pictures))
+        write_text(folder / "report.html", render_report(content))
         for picture in content.part.pictures if content.part else ():
             picture.save(folder / "figures")
     write_json_atomically(folder / "metrics.json", metrics)
@@ -351,11 +366,11 @@ def _write_results(
 
 def _examples(
     material: Material, results: Sequence[FoldResult], ranked: Sequence[Mapping[str, Any]],
-    read: Callable[[str], SlideAttention], pictures: SlidePictures | None,
+    read: Callable[[Mapping[str, Any]], SlideAttention], pictures: SlidePictures | None,
 ) -> list[Example]:  # fmt: skip
     if not isinstance(material.target_kind, ClassTarget):
-        return [make_example(row, read(str(row["slide_id"])), (), pictures) for row in choose_extremes(ranked)]
+        return [make_example(row, read(row), (), pictures) for row in choose_extremes(ranked)]
     classes = material.cohort.class_names
     thresholds = {result.fold: result.threshold.value if result.threshold else None for result in results}
     chosen = choose_examples(ranked, thresholds, classes)
-    return [make_example(row, read(str(row["slide_id"])), classes, pictures) for row in chosen]
+    return [make_example(row, read(row), classes, pictures) for row in chosen]

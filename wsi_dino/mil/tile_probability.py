@@ -18,7 +18,7 @@ def tile_logits(model: nn.Module, features: np.ndarray, *, device: str | torch.d
     logits together are all there is to the slide's score.
 
     Args:
-        model: takes bags ``(n_bags, n, embed_dim)`` and a mask, returns logits first; in eval mode.
+        model: takes bags ``(n_bags, n, embed_dim)`` and a mask, returns a `ModelOutput`; in eval mode.
         features: float16 or float32 ``(n, embed_dim)`` of one slide.
         device: where the model runs.
 
@@ -29,8 +29,8 @@ def tile_logits(model: nn.Module, features: np.ndarray, *, device: str | torch.d
     parts = []
     for start in range(0, len(features), _TILES_AT_ONCE):
         bags = torch.from_numpy(features[start : start + _TILES_AT_ONCE]).to(device).float()[:, None]
-        logits = model(bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=bags.device))[0]
-        parts.append(logits.double().cpu().numpy())
+        outputs = model(bags, torch.ones(bags.shape[:2], dtype=torch.bool, device=bags.device)).outputs
+        parts.append(outputs.double().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, 0))
 
 
