@@ -236,7 +236,7 @@ def test_rules_of_claims(
     ("name", "old", "new", "said"),
     [
         ("claims.yaml", "id: nih-auc", "idea: nih-auc", "entry 0.id: Field required"),
-        ("claims.yaml", "id: nih-auc", "id: [", "cannot be read"),
+        ("claims.yaml", "id: nih-auc", "id: [", r"claims.yaml, line \d+ is no YAML"),
         ("claims.yaml", "rows: [BiomedCLIP]", "rows: [KLIP]", "'KLIP', column 'rsna_auc': there is no such cell"),
         ("anomalies.yaml", "- id: 2\n", "- id: 1\n", "there more than once: id 1"),
         ("anomalies.yaml", "- id: 2\n", "- id: two\n", "entry 1.id"),

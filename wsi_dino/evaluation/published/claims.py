@@ -83,5 +83,9 @@ def read_entries(path: Path, kind: type[EntryType]) -> tuple[EntryType, ...]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ResultError(f"{path}, entry {where or '(all)'}: {first['msg']}, got {first['input']!r:.80}.") from None
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ResultError(f"Reading what the paper says: {path}{where} is no YAML: {error.problem}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ResultError(f"Reading what the paper says: {path} cannot be read: {error}.") from None
+        told = str(error).splitlines()[0]
+        raise ResultError(f"Reading what the paper says: {path} cannot be read: {told}.") from None
