@@ -330,9 +330,9 @@ def _read(dataset: str, root: Path, split: SplitName, labels: Sequence[str]) -> 
         images = read_nih14(root, use_lists=split != SplitName.folds)
         return images.with_labels(labels) if labels else images
     if dataset == "rsna":
-        from wsi_dino.radiology.datasets.rsna import read_rsna
+        from wsi_dino.radiology.datasets.rsna import MgcaSplit, read_rsna
 
-        rule = "detection" if split == SplitName.detection else "classification"
+        rule: MgcaSplit = "detection" if split == SplitName.detection else "classification"
         images = read_rsna(root, split=None if split == SplitName.folds else rule)
         return images.with_labels(labels) if labels else images
     from wsi_dino.radiology.datasets.image_table import read_image_table

@@ -60,7 +60,8 @@ def run_study(asked: Asked) -> tuple[list[dict[str, Any]], dict[str, str]]:
     What cannot work (a size that an encoder does not take) is refused before anything is computed.
     """
     plan = [(settings, view) for settings in asked.encoders for view in _views(asked, settings)]
-    results, failures = [], {}
+    results: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
     for settings, view in plan:
         console.say(f"{settings['name']} at {view.size_px} px")
         result, failed = _one(asked, settings, view)
