@@ -19,7 +19,7 @@ from command_line import Ran, run_command
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-_FAST = ("--bootstrap", 100, "--epochs", 50)
+_FAST = ("--bootstrap", 100, "--no-pictures")
 
 
 def _run(folder: Path, *arguments: object) -> Ran:
@@ -47,7 +47,7 @@ def _of_discs(discs: Path, *arguments: object) -> tuple[object, ...]:
 
 
 def test_a_table_end_to_end(discs: Path, tmp_path: Path) -> None:
-    ran = _run(tmp_path, *_of_discs(discs, "--run", "run", "--json"))
+    ran = _run(tmp_path, *_of_discs(discs, "--run", "run", "--json", "--pictures"))
     assert ran.code == 0, ran.stderr
     found = ran.json
     assert set(found) >= {"labels", "summary", "protocol", "conventions", "check", "images"}
@@ -66,6 +66,9 @@ def test_a_table_end_to_end(discs: Path, tmp_path: Path) -> None:
     aucs = [roc_auc_score([int(r["disc"]) for r in f], [float(r["score_disc"]) for r in f]) for f in by_fold.values()]
     assert np.mean(aucs) == found["labels"]["disc"]["auc"]["value"]
     page = (folder / "report.html").read_text()
+    assert page.count('src="data:image/jpeg;base64,') == 3, (
+        "contact sheet, patches, and the one label with 20 positives"
+    )
     assert "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")  # noqa: PT018
     again = _run(tmp_path, *_of_discs(discs, "--run", "run", "--json"))
     assert again.json == found
