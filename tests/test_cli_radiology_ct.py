@@ -68,7 +68,8 @@ def test_predictions_say_what_metrics_say(rate: Path, linear: Ran) -> None:
     assert all(row["volume"].startswith("valid_") for row in rows)
     assert json.loads((folder / "metrics.json").read_text())["labels"] == linear.json["labels"]
     page = (folder / "report.html").read_text()
-    assert "What the encoder sees" in page
+    assert "What the encoder is shown" in page
+    assert "Patches as colours" in page
     assert "<script" not in page
     with (folder / "volumes.csv").open() as stream:
         assert {row["hu_state"] for row in csv.DictReader(stream)} == {"applied", "already"}
