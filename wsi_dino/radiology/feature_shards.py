@@ -45,6 +45,7 @@ class FeatureShards:
         self.run, self.folder, self.request = run, folder, request
         self.stage = safe_name(f"images-{hashlib.sha256(str(folder.relative_to(run.path)).encode()).hexdigest()[:16]}")
         self._places: dict[str, Place] = {}
+        self._same_content: dict[str, bool] = {}
 
     def path(self, shard: str) -> Path:
         """Return the feature file of a shard."""
@@ -52,7 +53,7 @@ class FeatureShards:
 
     def scan(self) -> None:
         """Read which images the finished shards hold."""
-        self._places = {}
+        self._places, self._same_content = {}, {}
         for row in self.run.rows(self.stage):
             if row.get("request") == self.request and row.get("status") in FINISHED and self._is_there(row):
                 for index, entry in enumerate(row.get("images", [])):
@@ -73,7 +74,11 @@ class FeatureShards:
             return False
         if stat.st_size != place.n_bytes:
             return False
-        return stat.st_mtime_ns == place.mtime_ns or _content(root / file) == place.sha256
+        if stat.st_mtime_ns == place.mtime_ns:
+            return True
+        if file not in self._same_content:
+            self._same_content[file] = _content(root / file) == place.sha256
+        return self._same_content[file]
 
     def plan(self, root: Path, files: Sequence[str], shard_size: int) -> tuple[list[Item], dict[str, list[str]]]:
         """Return what is to be encoded: an item a shard, and the files of each by its key.
@@ -90,13 +95,15 @@ class FeatureShards:
                 members[key] = lacking
         return items, members
 
-    def load(self, files: Sequence[str], embed_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, root: Path, files: Sequence[str], embed_dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features float32 ``(n, embed_dim)`` of those of `files` that are there, and their positions.
+
+        Features of what a file held before it was changed are not there.
 
         Raises:
             FeatureFileError: a shard is broken; it is removed, so that the next plan holds its images.
         """
-        known = np.array([i for i, file in enumerate(files) if file in self._places], np.int64)
+        known = np.array([i for i, file in enumerate(files) if self.has(root, file)], np.int64)
         features = np.empty((len(known), embed_dim), np.float32)
         by_shard: dict[str, list[tuple[int, int]]] = {}
         for row, position in enumerate(known):
