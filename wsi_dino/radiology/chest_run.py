@@ -73,8 +73,10 @@ class Combination:
 
     @property
     def name(self) -> str:
-        """Of the folder of its results."""
-        return f"{safe_name(self.encoder.spec.name)}@{self.view.size_px}"
+        """Of the folder of its results; that of an untrained network says so."""
+        seed = self.encoder.identity().get("random_weights")
+        untrained = "" if seed is None else f"-random-{seed}"
+        return f"{safe_name(self.encoder.spec.name)}@{self.view.size_px}{untrained}"
 
     def folder(self, run: RunFolder) -> Path:
         """Return where its results lie."""
