@@ -119,6 +119,7 @@ def test_broken_images_are_rows_of_failure(discs: Path, tmp_path: Path) -> None:
     assert ran.json["images"]["used"] == 39
 
 
+@pytest.mark.slow
 def test_a_changed_image_is_encoded_anew_a_touched_one_is_not(discs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(discs, folder)
@@ -250,6 +251,7 @@ def test_killed_and_repeated_by_two_processes_it_ends_the_same(discs: Path, tmp_
     assert {"radiology/discs/study.json", "radiology/discs/study.csv"} <= set(_files(whole))
 
 
+@pytest.mark.slow
 def test_a_study_is_a_table_and_a_picture(discs: Path, tmp_path: Path) -> None:
     ran = _run(
         tmp_path, *_of_discs(discs, "--run", "run", "--labels", "disc", "--random-weights", 0, "--size", 32),
