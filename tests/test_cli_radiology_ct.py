@@ -17,7 +17,7 @@ from wsi_dino.radiology.datasets.ct_rate import LABELS
 _EFFUSION = "Pleural effusion"
 # an untrained network of a third of a million weights: what there is to see is a dark or a bright lung
 _TINY = ("--encoder", "timm/test_vit", "--random-weights", 0, "--bootstrap", 100)
-_LINEAR = "run/radiology/ct-rate/timm__test_vit@160-wide-mean-linear"
+_LINEAR = "run/radiology/ct-rate/timm__test_vit@160-random-0-wide-mean-linear"
 
 
 def _ct(folder: Path, *arguments: object) -> Ran:
