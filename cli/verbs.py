@@ -19,6 +19,7 @@ from wsi_dino.cli.import_features import import_features
 from wsi_dino.cli.init import init
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.predict import predict
+from wsi_dino.cli.radiology import radiology_app
 from wsi_dino.cli.tile import tile
 from wsi_dino.cli.weights import weights
 
@@ -39,4 +40,4 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 # verbs with commands of their own below them
-GROUPS: dict[str, Callable[[], typer.Typer]] = {"cohort": cohort_app}
+GROUPS: dict[str, Callable[[], typer.Typer]] = {"cohort": cohort_app, "radiology": radiology_app}

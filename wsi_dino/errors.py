@@ -7,6 +7,7 @@
     ├── StorageError           the disk is full, or a folder cannot be written
     ├── SlideError             a slide cannot be opened, read or placed in space
     │   └── MissingMppError    nothing says how large a pixel of the slide is
+    ├── ImageError             an image cannot be read, or shows nothing
     ├── VolumeError            a volume cannot be read, or its geometry or grey values make no sense
     ├── TileGridError          a tile file is missing, stale or broken
     ├── EncoderError           an encoder cannot do what is asked of it
@@ -47,6 +48,10 @@ class SlideError(WsiDinoError):
 
 class MissingMppError(SlideError):
     """Nothing says how large a pixel of the slide is, and nothing is guessed."""
+
+
+class ImageError(WsiDinoError):
+    """An image cannot be read, or shows nothing."""
 
 
 class VolumeError(WsiDinoError):

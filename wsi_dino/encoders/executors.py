@@ -44,14 +44,14 @@ class CpuThreads:
         largest = _CPU_CHUNK_AT_224_PX[precision]
         self.chunk_size = max(1, min(largest, round(largest * (224 / input_px) ** 2)))
         self.batch_size = self.chunk_size * cores * _CHUNKS_PER_BATCH
-        self._pool = _single_threaded_pool(self.workers)
+        self._pool = single_threaded_pool(self.workers)
 
     def run(self, function: Callable[[Tensor], Any], pixels: Tensor) -> list[Any]:
         """Return what `function` gives for every chunk of `pixels`, in order."""
         return list(self._pool.map(function, padded_chunks(pixels, self.chunk_size)))
 
 
-def _single_threaded_pool(n_workers: int) -> ThreadPoolExecutor:
+def single_threaded_pool(n_workers: int) -> ThreadPoolExecutor:
     """Return a started pool in whose threads torch computes alone; the caller's own setting stays.
 
     torch holds the number of threads once for the process and once for each thread, and a thread

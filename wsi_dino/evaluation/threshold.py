@@ -10,6 +10,7 @@ import numpy as np
 
 from wsi_dino.errors import ConfigError, nearest_name
 
+Criterion = Literal["youden", "f1", "corner"]
 ThresholdPolicy = Literal["youden-on-validation", "fixed-0.5", "f1-on-validation"]
 _Gain = Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]
 
@@ -50,7 +51,7 @@ def choose_threshold(
         raise ConfigError(f"Choosing a threshold: no policy {policy!r}.{nearest_name(policy, known)} Known: {known}.")
     if policy == "fixed-0.5":
         return Threshold(0.5, policy)
-    return Threshold(_best_cut(np.asarray(y_val), np.asarray(score_val, np.float64), _GAINS[policy]), policy)
+    return Threshold(best_cut(y_val, score_val, "youden" if policy.startswith("youden") else "f1"), policy)
 
 
 def _youden(tp: np.ndarray, fp: np.ndarray, n_positive: int, n_negative: int) -> np.ndarray:
@@ -61,10 +62,27 @@ def _f1(tp: np.ndarray, fp: np.ndarray, n_positive: int, n_negative: int) -> np.
     return 2 * tp / np.maximum(tp + fp + n_positive, 1)
 
 
-_GAINS: dict[str, _Gain] = {"youden-on-validation": _youden, "f1-on-validation": _f1}
+def _corner(tp: np.ndarray, fp: np.ndarray, n_positive: int, n_negative: int) -> np.ndarray:
+    return -np.hypot(1 - tp / max(n_positive, 1), fp / max(n_negative, 1))
 
 
-def _best_cut(y_val: np.ndarray, score_val: np.ndarray, gain: _Gain) -> float:
+_GAINS: dict[str, _Gain] = {"youden": _youden, "f1": _f1, "corner": _corner}
+
+
+def best_cut(y_val: np.ndarray, score_val: np.ndarray, criterion: Criterion) -> float:
+    """Return the cut that is best by `criterion` and nearest to 0.5, as `choose_threshold` describes it.
+
+    Args:
+        y_val: ``(n,)`` of 0 and 1.
+        score_val: ``(n,)`` probabilities of the positive class.
+        criterion: ``youden`` maximises sensitivity + specificity, ``f1`` F1, ``corner`` comes nearest to the
+            corner of the ROC plane where both are 1 (another point than Youden's).
+
+    Examples:
+        >>> best_cut(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.3, 0.4]), "corner")
+        0.25
+    """
+    y_val, score_val, gain = np.asarray(y_val), np.asarray(score_val, np.float64), _GAINS[criterion]
     values, inverse = np.unique(score_val, return_inverse=True)
     positives = np.bincount(inverse[y_val == 1], minlength=len(values))
     negatives = np.bincount(inverse[y_val != 1], minlength=len(values))

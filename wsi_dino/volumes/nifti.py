@@ -13,6 +13,7 @@ from wsi_dino.volumes.volume import StoredVolume
 
 ENDINGS = (".nii.gz", ".nii")
 _AT_ONCE_BYTES = 4 * 2**20
+_HEAD_BYTES = 348
 
 
 def read_nifti(path: Path) -> StoredVolume:
@@ -29,7 +30,6 @@ def read_nifti(path: Path) -> StoredVolume:
     voxels = _scaled(_stored_values(path, image, shape), image)
     codes = [int(image.header[name]) for name in ("sform_code", "qform_code") if name in image.header]
     remarks = () if any(codes) else ("the header does not say how the patient lies; the format's default is taken",)
-    _check_zooms(path, image)
     return StoredVolume(path, voxels, np.asarray(image.affine, np.float64), remarks=remarks)
 
 
@@ -40,10 +40,9 @@ def _opened(path: Path) -> Any:
         raise VolumeError(
             f"Reading {path}: NIfTI needs the package nibabel. Install it with: pip install 'wsi_dino[radiology]'"
         ) from error
+    _check_head(path)
     try:
-        return nibabel.Nifti1Image.from_filename(path) if _is_nifti1(path) else nibabel.load(path)
-    except FileNotFoundError as error:
-        raise VolumeError(f"Reading {path}: there is no such file.") from error
+        return nibabel.load(path)
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
         raise VolumeError(
             f"Reading {path}: not a NIfTI file, or its head is damaged ({_first_line(error)})."
@@ -52,8 +51,32 @@ def _opened(path: Path) -> Any:
         raise VolumeError(f"Reading {path}: its header makes no sense ({_first_line(error)}).") from error
 
 
-def _is_nifti1(path: Path) -> bool:
-    return path.name.endswith(ENDINGS)
+def _check_head(path: Path) -> None:
+    """Look at the header as it stands: nibabel silently puts 1 mm in the place of 0.
+
+    Raises:
+        VolumeError: no such file, no NIfTI, or voxels without size.
+    """
+    from nibabel.openers import ImageOpener
+
+    try:
+        with ImageOpener(str(path)) as stream:
+            head: bytes = stream.read(_HEAD_BYTES)
+    except FileNotFoundError as error:
+        raise VolumeError(f"Reading {path}: there is no such file.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise VolumeError(
+            f"Reading {path}: not a NIfTI file, or truncated in its head ({_first_line(error)})."
+        ) from error
+    if head[4:7] == b"n+2":
+        return
+    if len(head) < _HEAD_BYTES or head[344:347] != b"n+1":
+        raise VolumeError(f"Reading {path}: not a NIfTI file: its head lacks the mark n+1.")
+    order = "<" if int.from_bytes(head[:4], "little") == _HEAD_BYTES else ">"
+    pixdim, codes = np.frombuffer(head, f"{order}f4", 3, 80), np.frombuffer(head, f"{order}i2", 2, 252)
+    if codes[1] == 0 and not ((pixdim > 0) & np.isfinite(pixdim)).all():
+        shown = " x ".join(f"{length:g}" for length in pixdim)
+        raise VolumeError(f"Reading {path}: its header gives voxels of {shown} mm (x, y, z); correct the header.")
 
 
 def _first_line(error: Exception) -> str:
@@ -71,12 +94,6 @@ def _shape(path: Path, image: Any) -> tuple[int, int, int]:
             f"Reading {path}: expected one volume (x, y, z), got shape {image.shape}. Take the series apart first."
         )
     return shape
-
-
-def _check_zooms(path: Path, image: Any) -> None:
-    zooms = [float(zoom) for zoom in image.header.get_zooms()[:3]]
-    if not all(np.isfinite(zoom) and zoom > 0 for zoom in zooms):
-        raise VolumeError(f"Reading {path}: its header gives voxels of {zooms} mm (x, y, z); correct the header.")
 
 
 def _stored_values(path: Path, image: Any, shape: tuple[int, int, int]) -> np.ndarray:

@@ -83,7 +83,7 @@ def as_shown(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.nda
     Examples:
         >>> stored = np.zeros((2, 3, 4)); stored[0, 0, 0] = 7  # RAS+: the lowest, rearmost, leftmost voxel
         >>> shown, _ = as_shown(stored, np.eye(4))
-        >>> shown.shape, shown[0, -1, -1]
+        >>> shown.shape, float(shown[0, -1, -1])
         ((4, 3, 2), 7.0)
     """
     axes = voxel_axes(affine)

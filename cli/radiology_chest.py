@@ -1,0 +1,403 @@
+"""`wsi-dino radiology chest-xray`: labels of radiographs from frozen features, for encoders and sizes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsi_dino.cli import console
+from wsi_dino.cli.embed import PrecisionName, _encoder_settings, _per_encoder
+from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
+from wsi_dino.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wsi_dino.radiology.chest_run import ChestSpec
+    from wsi_dino.radiology.datasets.image_set import ImageSet
+
+_MODEL, _PIXELS = "Model and weights", "Images and pixels"
+_PROBE, _JUDGING = "Probe", "Split and figures"
+_SHOWN_FAILURES = 10
+_SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
+_SHOWN_STUDY = ["encoder", "input_px", "labels", "auc_macro", "auc_macro_frequent", "auc_macro_frequent_low",
+                "auc_macro_frequent_high", "check_auc_macro_frequent"]  # fmt: skip
+
+
+class AspectName(StrEnum):
+    """What becomes of an image that is not square."""
+
+    pad = "pad"
+    squash = "squash"
+    crop = "crop"
+
+
+class IntensityName(StrEnum):
+    """Ways to 8 bits."""
+
+    native = "native"
+    minmax = "minmax"
+    max = "max"
+
+
+class SplitName(StrEnum):
+    """Where training and test images come from."""
+
+    auto = "auto"
+    official = "official"
+    classification = "classification"
+    detection = "detection"
+    folds = "folds"
+
+
+class MissingPolicy(StrEnum):
+    """What becomes of images of the table without a file."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class OptimiserName(StrEnum):
+    """Optimisers of the probe."""
+
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class ScheduleName(StrEnum):
+    """Learning rates over the epochs."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
+
+
+def chest_xray(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset", metavar="nih14|rsna|TABLE.csv", show_default=False,
+            help="NIH ChestX-ray14 or RSNA Pneumonia as they are published, or a table: image, patient_id, a column "
+            "of 0 and 1 for each label, if wanted subset (train, val, test).",
+        ),
+    ],
+    root: Annotated[Path, typer.Option("--root", help="Folder of the images.", show_default=False)],
+    encoder: EncodersOption,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--size", min=1, help="Side of the square the encoder sees, px; may be repeated. A multiple of its patch. "
+            "[default: the encoder's own]", show_default=False,
+        ),
+    ] = None,
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.")] = Path("wsi-dino-run"),
+    labels: Annotated[
+        list[str] | None,
+        _option(
+            _PIXELS, "--labels",
+            help="Labels to learn: NAME, of a table also FIRST..LAST (columns side by side) or COLUMN=VALUE; separated "
+            "by commas or repeated.  [default: all]",
+        ),
+    ] = None,
+    task: Annotated[
+        str, _option(_PIXELS, "--task", help="Name of these labels: their results get a folder of that name.")
+    ] = "",
+    limit: Annotated[
+        int, _option(_PIXELS, "--limit", min=0, help="Take so many images, spread over the table; 0: all.")
+    ] = 0,
+    missing: Annotated[
+        MissingPolicy,
+        _option(
+            _PIXELS, "--missing",
+            help="Images of the table without a file: fail (listed, exit code 1) or skip.  [default: fail]",
+        ),
+    ] = MissingPolicy.fail,
+    aspect: Annotated[
+        AspectName,
+        _option(
+            _PIXELS, "--aspect",
+            help="An image that is not square: pad with black, squash, or crop the middle.  [default: pad]",
+        ),
+    ] = AspectName.pad,
+    crop_fraction: Annotated[
+        str,
+        _option(
+            _PIXELS, "--crop-fraction", metavar="FRACTION|record",
+            help="Share of the side that is kept, the middle; record: what the encoder's authors kept. Findings lie "
+            "at the edges too.  [default: 1, the whole image]",
+        ),
+    ] = "1",
+    intensity: Annotated[
+        IntensityName,
+        _option(
+            _PIXELS, "--intensity",
+            help="To 8 bits: native (8-bit values as they are, deeper images from least to greatest), minmax, or max "
+            "(MGCA's).  [default: native]",
+        ),
+    ] = IntensityName.native,
+    pooling: Annotated[
+        list[str] | None,
+        _option(_MODEL, "--pooling", help="Token: cls, mean, cls+mean ...; NAME=POOLING for one of several encoders."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        _option(_MODEL, "--weights", help="Checkpoint file; NAME=FILE for one of several encoders."),
+    ] = None,
+    weights_dir: Annotated[
+        Path | None, _option(_MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
+    ] = None,
+    random_weights: Annotated[
+        int | None, _option(_MODEL, "--random-weights", help="Seed of an untrained network, as a baseline.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        _option(_MODEL, "--adapter", help="Folder of a LoRA adapter; NAME=DIR for one of several encoders."),
+    ] = None,
+    precision: Annotated[
+        PrecisionName, _option(_MODEL, "--precision", help="Number format of the network.  [default: auto]")
+    ] = PrecisionName.auto,
+    device: Annotated[
+        str, _option(_MODEL, "--device", metavar="auto|cpu|cuda|mps", help="Where it runs.  [default: auto]")
+    ] = "auto",
+    workers: WorkersOption = 0,
+    optimiser: Annotated[
+        OptimiserName, _option(_PROBE, "--optimiser", help="The paper names none.  [default: adam]")
+    ] = OptimiserName.adam,
+    learning_rate: Annotated[
+        float, _option(_PROBE, "--learning-rate", help="The paper's is the default.  [default: 0.005]")
+    ] = 0.005,
+    batch_size: Annotated[
+        int, _option(_PROBE, "--batch-size", min=1, help="The paper's is the default.  [default: 1024]")
+    ] = 1024,
+    epochs: Annotated[
+        int, _option(_PROBE, "--epochs", min=1, help="The paper's is the default.  [default: 50]")
+    ] = 50,
+    weight_decay: Annotated[
+        float, _option(_PROBE, "--weight-decay", min=0, help="The paper names none.  [default: 0]")
+    ] = 0.0,
+    schedule: Annotated[
+        ScheduleName, _option(_PROBE, "--schedule", help="Of the learning rate.  [default: constant]")
+    ] = ScheduleName.constant,
+    standardise: Annotated[
+        bool,
+        _option(
+            _PROBE, "--standardise/--no-standardise",
+            help="Bring features to mean 0, deviation 1 of the training images.  [default: yes]",
+        ),
+    ] = True,
+    split: Annotated[
+        SplitName,
+        _option(
+            _JUDGING, "--split",
+            help="auto: the official lists (nih14), MGCA's classification split (rsna), the table's column subset, "
+            "else folds by patient. For rsna also detection.",
+        ),
+    ] = SplitName.auto,
+    folds: Annotated[
+        int, _option(_JUDGING, "--folds", min=2, help="By patient, where there is no split.  [default: 5]")
+    ] = 5,
+    seed: Annotated[
+        int, _option(_JUDGING, "--seed", min=0, help="Of folds, validation, probe, bootstrap.  [default: 0]")
+    ] = 0,
+    threshold: Annotated[
+        str,
+        _option(
+            _JUDGING, "--threshold", metavar="POLICY|NUMBER",
+            help="youden-, corner- or f1-on-validation, or a number for all labels; ...-on-test is optimistic and "
+            "flagged.  [default: youden-on-validation]",
+        ),
+    ] = "youden-on-validation",
+    optimistic: Annotated[
+        bool, _option(_JUDGING, "--optimistic", help="Show thresholds chosen on the test labels too, flagged.")
+    ] = False,
+    zero_division: Annotated[
+        int, _option(_JUDGING, "--zero-division", min=0, max=1, help="What 0/0 counts as.  [default: 0]")
+    ] = 0,
+    bootstrap: Annotated[
+        int, _option(_JUDGING, "--bootstrap", min=100, help="Resamples of patients.  [default: 1000]")
+    ] = 1000,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Learn labels of radiographs from frozen features, and judge by every convention.
+
+    Writes RUN/radiology/DATASET/ENCODER@SIZE/ with metrics.json, predictions.csv and report.html, features beside
+    them, and for several encoders or sizes the study: study.csv and auc-by-size.svg and .png. The same command goes
+    on where it was killed. Exit code 1 when an image could not be read.
+    """
+    from wsi_dino.cli.radiology_chest_work import Asked, run_study
+    from wsi_dino.run_folder import RunFolder
+
+    names = list(dict.fromkeys(encoder))
+    settings = _encoder_settings(
+        names,
+        pooling=_per_encoder("--pooling", pooling, names),
+        input_px={},
+        weights=_per_encoder("--weights", weights, names),
+        adapter=_per_encoder("--adapter", adapter, names),
+        weights_dir=weights_dir,
+        random_weights=random_weights,
+        called=None,
+        precision=precision.value,
+        runtime="torch",
+    )
+    judging = {"threshold": threshold, "optimistic": optimistic, "zero_division": zero_division,
+               "n_resamples": bootstrap, "seed": seed}  # fmt: skip
+    probe = {"optimiser": optimiser.value, "learning_rate": learning_rate, "batch_size": batch_size,
+             "n_epochs": epochs, "weight_decay": weight_decay, "schedule": schedule.value,
+             "standardise": standardise, "seed": seed}  # fmt: skip
+    images = _images(dataset, root, split, labels or [], missing, limit)
+    view = {"aspect": aspect.value, "crop_fraction": crop_fraction, "intensity": intensity.value}
+    asked = Asked(RunFolder(run), images, settings, tuple(dict.fromkeys(size or [])), view,
+                  _spec(probe, judging, folds, seed), task, device, workers, _command())  # fmt: skip
+    _say_images(images)
+    results, failures = run_study(asked)
+    folder = asked.folder
+    if as_json:
+        console.print_json(_as_json(run, results, folder))
+    else:
+        _print(results, folder)
+    for name, reason in list(failures.items())[:_SHOWN_FAILURES]:
+        console.say(f"failed: {name}: {reason}")
+    if len(failures) > _SHOWN_FAILURES:
+        console.say(f"failed: {len(failures) - _SHOWN_FAILURES} more; metrics.json lists all")
+    console.leave(len(failures))
+
+
+def _command() -> str:
+    return shlex.join(["wsi-dino", *sys.argv[1:]])
+
+
+def _spec(probe: dict[str, Any], judging: dict[str, Any], folds: int, seed: int) -> ChestSpec:
+    from pydantic import ValidationError
+
+    from wsi_dino.evaluation.label_evaluation import EvaluationSpec
+    from wsi_dino.evaluation.label_thresholds import POLICIES
+    from wsi_dino.evaluation.linear_probe import LinearProbeSpec, LogisticSpec
+    from wsi_dino.radiology.chest_run import ChestSpec
+
+    threshold = judging["threshold"]
+    if threshold not in POLICIES:
+        judging |= {"threshold": "fixed", "fixed_threshold": _number("--threshold", threshold, POLICIES)}
+    try:
+        return ChestSpec(
+            probe=LinearProbeSpec(**probe),
+            check=LogisticSpec(standardise=probe["standardise"]),
+            evaluation=EvaluationSpec(**judging),
+            n_folds=folds,
+            seed=seed,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
+
+
+def _number(option: str, text: str, known: Sequence[str]) -> float:
+    from wsi_dino.errors import nearest_name
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        near = nearest_name(text, known)
+        raise ConfigError(f"{option} {text}: expected a number from 0 to 1 or {', '.join(known)}.{near}")
+    return value
+
+
+def _images(
+    dataset: str, root: Path, split: SplitName, labels: Sequence[str], missing: MissingPolicy, limit: int
+) -> ImageSet:
+    names = [name.strip() for text in labels for name in text.split(",") if name.strip()]
+    images = _read(dataset, root, split, names)
+    return images.settled(skip_missing=missing == MissingPolicy.skip).limited(limit)
+
+
+def _read(dataset: str, root: Path, split: SplitName, labels: Sequence[str]) -> ImageSet:
+    from dataclasses import replace
+
+    _check_split(dataset, split)
+    if dataset == "nih14":
+        from wsi_dino.radiology.datasets.nih14 import read_nih14
+
+        images = read_nih14(root, use_lists=split != SplitName.folds)
+        return images.with_labels(labels) if labels else images
+    if dataset == "rsna":
+        from wsi_dino.radiology.datasets.rsna import read_rsna
+
+        rule = "detection" if split == SplitName.detection else "classification"
+        images = read_rsna(root, split=None if split == SplitName.folds else rule)
+        return images.with_labels(labels) if labels else images
+    from wsi_dino.radiology.datasets.image_table import read_image_table
+
+    images = read_image_table(Path(dataset), root, labels=labels)
+    return replace(images, subsets=None) if split == SplitName.folds else images
+
+
+def _check_split(dataset: str, split: SplitName) -> None:
+    allowed = {"nih14": ("auto", "official", "folds"), "rsna": ("auto", "classification", "detection", "folds")}
+    known = allowed.get(dataset, ("auto", "folds"))
+    if split.value not in known:
+        raise ConfigError(f"--split {split.value}: data set {dataset} has {', '.join(known)}.")
+    if dataset not in allowed and not Path(dataset).is_file():
+        from wsi_dino.errors import nearest_name
+
+        raise ConfigError(
+            f"--dataset {dataset}: expected nih14, rsna or a table that is there.{nearest_name(dataset, allowed)}"
+        )
+
+
+def _say_images(images: ImageSet) -> None:
+    patients = len(set(images.patient_ids))
+    console.say(f"{images.name}: {len(images)} images, {patients} patients, {len(images.label_names)} labels")
+    if images.unlisted:
+        shown = ", ".join(images.unlisted[:3])
+        console.say(f"note: {len(images.unlisted)} image files are not in the table and take no part: {shown} ...")
+    for remark in images.remarks:
+        console.say(f"note: {remark}")
+
+
+def _as_json(run: Path, results: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+    from wsi_dino.evaluation.size_study import study_rows
+
+    head = {"command": "radiology chest-xray", "run": str(run), "folder": str(folder)}
+    if len(results) == 1:
+        return {**head, **results[0]}
+    return {**head, "runs": list(results), "table": study_rows(results)}
+
+
+def _print(results: Sequence[dict[str, Any]], folder: Path) -> None:
+    from wsi_dino.evaluation.size_study import study_rows
+
+    for result in results:
+        print(f"{result['dataset']} from {result['encoder']} at {result['input_px']} px")
+        rows = [_label_row(name, label, result) for name, label in result["labels"].items()]
+        summary, check = result["summary"]["auc_macro"], result["check"]["summary"]["auc_macro"]
+        total = {"label": "mean (auc_macro)", **{key: summary[key] for key in ("low", "high")}}
+        console.print_table([*rows, {**total, "auc": summary["value"], "check": check["value"]}], _SHOWN_LABELS)
+        for note in result["notes"]:
+            print(f"note: {note}")
+        print()
+    if len(results) > 1:
+        console.print_table(list(study_rows(results)), _SHOWN_STUDY)
+    print(f"results: {folder}")
+
+
+def _label_row(name: str, label: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    auc = label["auc"]
+    return {
+        "label": name,
+        "positive": label["n_positive"],
+        "prevalence": label["prevalence"],
+        "auc": auc["value"],
+        "low": auc["low"],
+        "high": auc["high"],
+        "check": result["check"]["labels"][name]["auc"]["value"],
+    }

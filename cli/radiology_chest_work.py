@@ -1,0 +1,126 @@
+"""What `wsi-dino radiology chest-xray` does once all is checked: each encoder at each size, then the study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsi_dino.cli import console
+from wsi_dino.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wsi_dino.encoders.record import EncoderSpec
+    from wsi_dino.radiology.chest_image import ChestView
+    from wsi_dino.radiology.chest_run import ChestSpec
+    from wsi_dino.radiology.datasets.image_set import ImageSet
+    from wsi_dino.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Everything that was asked for.
+
+    Attributes:
+        run: the run folder.
+        images: the data set.
+        encoders: arguments of `load_encoder` for each, but for size and device.
+        sizes: sides in px; none for each encoder's own.
+        view: fields of `ChestView` as typed.
+        spec: how features become figures.
+        task: name of these labels, or "".
+        device: where encoders run.
+        workers: threads.
+        command: as typed, for the report.
+    """
+
+    run: RunFolder
+    images: ImageSet
+    encoders: tuple[Mapping[str, Any], ...]
+    sizes: tuple[int, ...]
+    view: Mapping[str, str]
+    spec: ChestSpec
+    task: str
+    device: str
+    workers: int
+    command: str
+
+    @property
+    def folder(self) -> Path:
+        """Of all results."""
+        from wsi_dino.radiology.chest_run import task_folder
+
+        return task_folder(self.run, self.images.name, self.task)
+
+
+def run_study(asked: Asked) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the content of each metrics.json, and the images that failed with their reason.
+
+    What cannot work (a size that an encoder does not take) is refused before anything is computed.
+    """
+    plan = [(settings, view) for settings in asked.encoders for view in _views(asked, settings)]
+    results, failures = [], {}
+    for settings, view in plan:
+        console.say(f"{settings['name']} at {view.size_px} px")
+        result, failed = _one(asked, settings, view)
+        results.append(result)
+        failures |= failed
+    if len(results) > 1:
+        from wsi_dino.evaluation.size_study import write_study
+
+        write_study(asked.folder, results)
+    return results, failures
+
+
+def _views(asked: Asked, settings: Mapping[str, Any]) -> list[ChestView]:
+    from pydantic import ValidationError
+
+    from wsi_dino.encoders.loading import check_choices
+    from wsi_dino.encoders.registry import get_record
+    from wsi_dino.radiology.chest_image import ChestView
+
+    near = [path for path in (settings["weights"], settings["weights_dir"]) if path is not None]
+    record = get_record(settings["name"], near=near)
+    views = []
+    for size in asked.sizes or (record.input_px,):
+        check_choices(record, settings["pooling"], size)
+        fields: dict[str, Any] = {**asked.view, "crop_fraction": _crop_fraction(asked.view["crop_fraction"], record)}
+        try:
+            views.append(ChestView(size_px=size, interpolation=record.interpolation, **fields))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
+    return views
+
+
+def _crop_fraction(text: str, record: EncoderSpec) -> float:
+    if text == "record":
+        return record.crop_fraction
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--crop-fraction {text}: expected a number above 0 up to 1, or record.") from None
+
+
+def _one(asked: Asked, settings: Mapping[str, Any], view: ChestView) -> tuple[dict[str, Any], dict[str, str]]:
+    from wsi_dino.encoders.loading import load_encoder
+    from wsi_dino.radiology.chest_features import embed_images
+    from wsi_dino.radiology.chest_page import render_chest_page
+    from wsi_dino.radiology.chest_run import Combination, judge, require_some
+
+    arguments = {**settings, "input_px": view.size_px}
+    encoder = load_encoder(**arguments, device=asked.device, workers=asked.workers)
+    with console.progress("encode", unit="images") as report:
+        features = embed_images(asked.run, asked.images, encoder, view, workers=asked.workers, report=report)
+    if features.n_encoded:
+        console.say(
+            f"{features.n_encoded} images encoded in {features.seconds:.1f} s, {features.images_per_s:.1f} images/s"
+        )
+    require_some(features, asked.images)
+    combination = Combination(asked.images, encoder, view, features, asked.task)
+
+    def render(metrics: Mapping[str, Any], folds: Sequence[Any], models: Sequence[Any]) -> str:
+        return render_chest_page(metrics, folds, (), asked.command)
+
+    return judge(asked.run, combination, asked.spec, render=render), features.failures

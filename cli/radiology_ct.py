@@ -1,0 +1,348 @@
+"""`wsi-dino radiology ct`: labels of CT volumes from frozen features of their slices."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsi_dino.cli import console
+from wsi_dino.cli.embed import PrecisionName, _encoder_settings, _per_encoder
+from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
+from wsi_dino.cli.radiology_chest import AspectName, MissingPolicy, _command, _number
+from wsi_dino.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wsi_dino.cli.radiology_ct_work import CtAsked
+    from wsi_dino.radiology.ct_folds import CtSpec
+    from wsi_dino.radiology.datasets.volume_row import VolumeTable
+
+_MODEL, _PIXELS = "Model and weights", "Volumes and slices"
+_PROBE, _JUDGING = "Probe", "Split and figures"
+
+
+class ProbeOption(StrEnum):
+    """Probes."""
+
+    linear = "linear"
+    knn = "knn"
+
+
+class PoolName(StrEnum):
+    """Ways from slices to a volume."""
+
+    mean = "mean"
+    max = "max"
+    mean_std = "mean+std"
+    attention = "attention"
+
+
+class HuName(StrEnum):
+    """What to do about Hounsfield units."""
+
+    auto = "auto"
+    apply = "apply"
+    already = "already"
+
+
+class ReleaseName(StrEnum):
+    """Releases of CT-RATE's files."""
+
+    auto = "auto"
+    fixed = "fixed"
+    original = "original"
+
+
+class MetricName(StrEnum):
+    """Distances of k-NN."""
+
+    cosine = "cosine"
+    euclidean = "euclidean"
+
+
+class WeightingName(StrEnum):
+    """Weights of neighbours."""
+
+    uniform = "uniform"
+    distance = "distance"
+    softmax = "softmax"
+
+
+def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
+
+
+def ct(
+    dataset: Annotated[
+        str,
+        typer.Option(
+            "--dataset", metavar="ct-rate|TABLE.csv", show_default=False,
+            help="CT-RATE as it is published, or a table: volume (file or DICOM folder below --root), patient_id, a "
+            "column of 0, 1 or nothing for each label; if wanted subset (train, val, test), scan_id, rescale_slope and "
+            "rescale_intercept, spacing_x_mm, spacing_y_mm and spacing_z_mm.",
+        ),
+    ],
+    root: Annotated[Path, typer.Option("--root", help="Folder of the volumes.", show_default=False)],
+    encoder: EncodersOption,
+    probe: Annotated[
+        ProbeOption,
+        typer.Option("--probe", help="linear: the paper's, beside logistic regression. knn: votes of neighbours."),
+    ] = ProbeOption.linear,
+    size: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--size", min=1, show_default=False,
+            help="Side of the square the encoder sees, px; may be repeated.  [default: the encoder's own]",
+        ),
+    ] = None,
+    run: Annotated[Path, typer.Option("--run", help="Folder of the run.")] = Path("wsi-dino-run"),
+    window: Annotated[
+        str,
+        _option(
+            _PIXELS, "--window", metavar="lung|mediastinum|wide|three|LOW:HIGH",
+            help="Hounsfield units from black to white: lung -1350:150, mediastinum -160:240, wide -1000:1000; three: "
+            "these as the three channels.  [default: wide]",
+        ),
+    ] = "wide",
+    pool: Annotated[
+        PoolName,
+        _option(
+            _PIXELS, "--pool",
+            help="How the vectors of all slices become one: mean, max, mean+std, or attention, learnt with the "
+            "labels.  [default: mean]",
+        ),
+    ] = PoolName.mean,
+    aspect: Annotated[
+        AspectName,
+        _option(_PIXELS, "--aspect", help="A slice that is not square: pad with black, squash, or crop the middle.  "
+                "[default: pad]"),
+    ] = AspectName.pad,
+    hu: Annotated[
+        HuName,
+        _option(
+            _PIXELS, "--hu",
+            help="auto: apply slope and intercept unless the values are HU already, and say so; apply; already. What "
+            "cannot be HU is refused.  [default: auto]",
+        ),
+    ] = HuName.auto,
+    release: Annotated[
+        ReleaseName,
+        _option(_PIXELS, "--release", help="Of CT-RATE: auto takes the fixed file of a volume where it is there.  "
+                "[default: auto]"),
+    ] = ReleaseName.auto,
+    labels: Annotated[
+        list[str] | None,
+        _option(_PIXELS, "--labels", help="Labels to learn, separated by commas or repeated.  [default: all]"),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        _option(_PIXELS, "--baseline", help="Column of numbers whose AUC is told beside; may be repeated."),
+    ] = None,
+    missing: Annotated[
+        MissingPolicy,
+        _option(_PIXELS, "--missing", help="Volumes of the table without a file: fail (listed, exit code 1) or skip.  "
+                "[default: fail]"),
+    ] = MissingPolicy.fail,
+    limit: Annotated[
+        int, _option(_PIXELS, "--limit", min=0, help="Take so many volumes, spread over the table; 0: all.")
+    ] = 0,
+    shard: Annotated[
+        str,
+        _option(
+            _PIXELS, "--shard", metavar="I/N",
+            help="Encode the I-th of N parts and stop, for N machines with one --run; the same command without it "
+            "judges when all are done.",
+        ),
+    ] = "",
+    readers: Annotated[
+        int,
+        _option(_PIXELS, "--readers", min=0, help="Volumes decoded at once, each in memory; 0: one a core, at most 4."),
+    ] = 0,
+    pooling: Annotated[
+        list[str] | None,
+        _option(_MODEL, "--pooling", help="Token: cls, mean, cls+mean ...; NAME=POOLING for one of several encoders."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        _option(_MODEL, "--weights", help="Checkpoint file; NAME=FILE for one of several encoders."),
+    ] = None,
+    weights_dir: Annotated[
+        Path | None, _option(_MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
+    ] = None,
+    random_weights: Annotated[
+        int | None, _option(_MODEL, "--random-weights", help="Seed of an untrained network, as a baseline.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        _option(_MODEL, "--adapter", help="Folder of a LoRA adapter; NAME=DIR for one of several encoders."),
+    ] = None,
+    precision: Annotated[
+        PrecisionName, _option(_MODEL, "--precision", help="Number format of the network.  [default: auto]")
+    ] = PrecisionName.auto,
+    device: Annotated[
+        str, _option(_MODEL, "--device", metavar="auto|cpu|cuda|mps", help="Where it runs.  [default: auto]")
+    ] = "auto",
+    workers: WorkersOption = 0,
+    k: Annotated[
+        list[int] | None,
+        _option(_PROBE, "--k", min=1, help="Neighbours; of several the best on validation.  [default: 5 ... 200]"),
+    ] = None,
+    metric: Annotated[
+        list[MetricName] | None, _option(_PROBE, "--metric", help="Of neighbours; may be repeated.  [default: cosine]")
+    ] = None,
+    weighting: Annotated[
+        list[WeightingName] | None,
+        _option(_PROBE, "--weighting", help="Of votes: uniform, distance, softmax (DINO's); may be repeated.  "
+                "[default: uniform softmax]"),
+    ] = None,
+    folds: Annotated[
+        int, _option(_JUDGING, "--folds", min=2, help="By patient, where there is no split.  [default: 5]")
+    ] = 5,
+    seed: Annotated[
+        int, _option(_JUDGING, "--seed", min=0, help="Of folds, validation, probe, bootstrap.  [default: 0]")
+    ] = 0,
+    threshold: Annotated[
+        str,
+        _option(
+            _JUDGING, "--threshold", metavar="POLICY|NUMBER",
+            help="youden-, corner- or f1-on-validation, or a number for all labels; ...-on-test is optimistic and "
+            "flagged.  [default: youden-on-validation]",
+        ),
+    ] = "youden-on-validation",
+    optimistic: Annotated[
+        bool, _option(_JUDGING, "--optimistic", help="Show thresholds chosen on the test labels too, flagged.")
+    ] = False,
+    bootstrap: Annotated[
+        int, _option(_JUDGING, "--bootstrap", min=100, help="Resamples of patients.  [default: 1000]")
+    ] = 1000,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Learn labels of CT volumes from frozen features of all their slices.
+
+    Writes RUN/radiology/DATASET/ENCODER@SIZE-WINDOW-POOL-PROBE/ with metrics.json, predictions.csv, report.html and
+    volumes.csv, and features beside them. The same command goes on where it was killed; several may share a run.
+    Exit code 1 when a volume could not be used; the others are judged.
+    """
+    from wsi_dino.cli.radiology_ct_work import CtAsked, run_ct
+    from wsi_dino.run_folder import RunFolder
+
+    names = list(dict.fromkeys(encoder))
+    knn = {"ks": tuple(dict.fromkeys(k or ())), "metrics": tuple(dict.fromkeys(m.value for m in metric or ())),
+           "weightings": tuple(dict.fromkeys(w.value for w in weighting or ()))}  # fmt: skip
+    judging = {"threshold": threshold, "optimistic": optimistic, "n_resamples": bootstrap, "seed": seed}
+    spec = _spec(probe.value, pool.value, {key: value for key, value in knn.items() if value}, judging, folds, seed)
+    asked = CtAsked(
+        run=RunFolder(run),
+        table=_table(dataset, root, release.value, labels or [], baseline or [], missing == MissingPolicy.skip, limit),
+        encoders=_encoder_settings(
+            names,
+            pooling=_per_encoder("--pooling", pooling, names),
+            input_px={},
+            weights=_per_encoder("--weights", weights, names),
+            adapter=_per_encoder("--adapter", adapter, names),
+            weights_dir=weights_dir,
+            random_weights=random_weights,
+            called=None,
+            precision=precision.value,
+            runtime="torch",
+        ),
+        sizes=tuple(dict.fromkeys(size or ())),
+        view={"window": window, "aspect": aspect.value, "hu": hu.value},
+        spec=spec,
+        shard=_shard(shard),
+        device=device,
+        workers=workers,
+        readers=readers,
+        command=_command(),
+    )
+    _say_table(asked.table)
+    _report(asked, *run_ct(asked), as_json=as_json)
+
+
+def _spec(
+    probe: str, pool: str, knn: dict[str, Any], judging: dict[str, Any], folds: int, seed: int
+) -> CtSpec:  # fmt: skip
+    from wsi_dino.evaluation.attention_probe import AttentionSpec
+    from wsi_dino.evaluation.label_evaluation import EvaluationSpec
+    from wsi_dino.evaluation.label_thresholds import POLICIES
+    from wsi_dino.evaluation.linear_probe import LinearProbeSpec
+    from wsi_dino.radiology.ct_folds import CtSpec
+
+    if judging["threshold"] not in POLICIES:
+        value = _number("--threshold", judging["threshold"], POLICIES)
+        judging = {**judging, "threshold": "fixed", "fixed_threshold": value}
+    spec = CtSpec.model_validate({
+        "probe": probe, "pool": pool, "linear": LinearProbeSpec(seed=seed), "attention": AttentionSpec(seed=seed),
+        "evaluation": EvaluationSpec(**judging), "n_folds": folds, "seed": seed, **knn,
+    })  # fmt: skip
+    spec.check_sense()
+    return spec
+
+
+def _table(
+    dataset: str, root: Path, release: str, labels: list[str], baselines: list[str], skip_missing: bool, limit: int
+) -> VolumeTable:
+    from wsi_dino.radiology.datasets.volume_row import settle_missing
+
+    names = [name.strip() for text in labels for name in text.split(",") if name.strip()]
+    if not root.is_dir():
+        raise ConfigError(f"--root {root} is not a folder.")
+    table = _read(dataset, root, release, names, baselines)
+    return settle_missing(table, skip=skip_missing).limited(limit)
+
+
+def _read(dataset: str, root: Path, release: str, names: list[str], baselines: list[str]) -> VolumeTable:
+    if dataset == "ct-rate":
+        from wsi_dino.radiology.datasets.ct_rate import read_ct_rate
+
+        if baselines:
+            raise ConfigError("--baseline names a column of a table of your own; CT-RATE has none.")
+        table = read_ct_rate(root, release=release)  # type: ignore[arg-type]
+        return table.with_labels(names) if names else table
+    if not Path(dataset).is_file():
+        raise ConfigError(f"--dataset {dataset}: expected ct-rate or a table that is there.")
+    from wsi_dino.radiology.datasets.volume_table import read_volume_table
+
+    return read_volume_table(Path(dataset), root, labels=names, baselines=baselines)
+
+
+def _shard(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    part, slash, whole = text.partition("/")
+    if not slash or not part.isdecimal() or not whole.isdecimal() or not 1 <= int(part) <= int(whole):
+        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, as in 3/8.")
+    return int(part), int(whole)
+
+
+def _say_table(table: VolumeTable) -> None:
+    patients = len({row.patient_id for row in table.rows})
+    console.say(f"{table.name}: {len(table.rows)} volumes, {patients} patients, {len(table.label_names)} labels")
+    reasons = list(table.left_out.values())
+    for reason in dict.fromkeys(reasons):
+        console.say(f"note: {reasons.count(reason)} volumes left out: {reason}")
+    if table.missing:
+        console.say(f"note: {len(table.missing)} volumes have no file, e.g. {table.missing[0]}")
+    if table.unlabelled:
+        first = table.unlabelled[0]
+        console.say(f"note: {len(table.unlabelled)} volumes on disk are not in the table, e.g. {first}")
+    for remark in table.remarks:
+        console.say(f"note: {remark}")
+
+
+def _report(asked: CtAsked, results: list[dict[str, Any]], n_failed: int, *, as_json: bool) -> None:
+    from wsi_dino.cli.radiology_ct_work import print_results
+
+    head = {"command": "radiology ct", "run": str(asked.run.path), "folder": str(asked.folder)}
+    if as_json:
+        several = {"runs": results, "table": [_row(result) for result in results if "labels" in result]}
+        console.print_json({**head, **(results[0] if len(results) == 1 else several)})
+    else:
+        print_results(results, asked.folder)
+    console.leave(n_failed)
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
+    return {"encoder": result["encoder"], "input_px": result["input_px"], **result["summary"]["auc_macro"]}

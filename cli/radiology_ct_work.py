@@ -1,0 +1,202 @@
+"""What `wsi-dino radiology ct` does once all is checked: each encoder at each size, features then probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsi_dino.cli import console
+
+if TYPE_CHECKING:
+    from wsi_dino.radiology.ct_embedding import CtEmbedOutcome
+    from wsi_dino.radiology.ct_features import CtFeatures
+    from wsi_dino.radiology.ct_folds import CtSpec, ProbedFolds
+    from wsi_dino.radiology.ct_slices import SliceSpec
+    from wsi_dino.radiology.datasets.volume_row import VolumeRow, VolumeTable
+    from wsi_dino.run_folder import RunFolder
+
+_SHOWN_FAILURES = 10
+_SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
+_VOLUME_COLUMNS = (
+    "volume_id", "patient_id", "status", "reason", "n_slices", "shape", "spacing_mm", "stored_axes", "obliquity_deg",
+    "hu_state", "hu_reason", "rescale", "remarks", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CtAsked:
+    """Everything that was asked for.
+
+    Attributes:
+        run: the run folder.
+        table: the data set.
+        encoders: arguments of `load_encoder` for each, but for size and device.
+        sizes: sides in px; none for each encoder's own.
+        view: fields of `SliceSpec` as typed.
+        spec: how features become figures.
+        shard: part and number of parts to encode, or None.
+        device: where encoders run.
+        workers: threads of the encoder.
+        readers: threads that decode volumes.
+        command: as typed, for the report.
+    """
+
+    run: RunFolder
+    table: VolumeTable
+    encoders: tuple[Mapping[str, Any], ...]
+    sizes: tuple[int, ...]
+    view: Mapping[str, str]
+    spec: CtSpec
+    shard: tuple[int, int] | None
+    device: str
+    workers: int
+    readers: int
+    command: str
+
+    @property
+    def folder(self) -> Path:
+        """Of all results."""
+        from wsi_dino.run_folder import safe_name
+
+        return self.run.path / "radiology" / safe_name(self.table.name)
+
+
+def run_ct(asked: CtAsked) -> tuple[list[dict[str, Any]], int]:
+    """Return the content of each metrics.json (or what a shard did), and how many volumes failed.
+
+    What cannot work (a window, a size that an encoder does not take) is refused before anything is computed.
+    """
+    view = _view(asked.view)
+    plan = [(settings, side) for settings in asked.encoders for side in _sides(asked, settings)]
+    results, failed = [], set()
+    for settings, side in plan:
+        console.say(f"{settings['name']} at {side} px")
+        result, reasons = _one(asked, settings, side, view)
+        results.append(result)
+        failed |= set(reasons)
+    return results, len(failed)
+
+
+def _view(view: Mapping[str, str]) -> SliceSpec:
+    from wsi_dino.radiology.ct_slices import SliceSpec
+    from wsi_dino.volumes.windows import parse_window
+
+    parse_window(view["window"])
+    return SliceSpec.model_validate(dict(view))
+
+
+def _sides(asked: CtAsked, settings: Mapping[str, Any]) -> tuple[int, ...]:
+    from wsi_dino.encoders.loading import check_choices
+    from wsi_dino.encoders.registry import get_record
+
+    near = [path for path in (settings["weights"], settings["weights_dir"]) if path is not None]
+    record = get_record(settings["name"], near=near)
+    sides = asked.sizes or (record.input_px,)
+    for side in sides:
+        check_choices(record, settings["pooling"], side)
+    return sides
+
+
+def _one(
+    asked: CtAsked, settings: Mapping[str, Any], side: int, view: SliceSpec
+) -> tuple[dict[str, Any], dict[str, str]]:
+    from wsi_dino.encoders.loading import load_encoder
+    from wsi_dino.radiology.ct_embedding import embed_volumes
+    from wsi_dino.radiology.ct_features import CtFeatures
+
+    arguments = {**settings, "input_px": side}
+    encoder = load_encoder(**arguments, device=asked.device, workers=asked.workers)
+    features = CtFeatures(asked.run, asked.table.name, encoder.spec, encoder.identity(), view)
+    rows = _of_shard(asked.table.rows, asked.shard)
+    with console.progress("encode", total=len(rows), unit="volumes") as report:
+        outcome = embed_volumes(
+            features, encoder, rows,
+            with_slices=asked.spec.pool == "attention", readers=asked.readers, report=report,
+        )  # fmt: skip
+    _say(outcome)
+    reasons = {str(row["volume_id"]): str(row["reason"]) for row in outcome.failed}
+    if asked.shard is not None:
+        return _shard_result(asked, outcome), reasons
+    return _judged(asked, features, outcome), reasons
+
+
+def _of_shard(rows: Sequence[VolumeRow], shard: tuple[int, int] | None) -> Sequence[VolumeRow]:
+    return rows if shard is None else rows[shard[0] - 1 :: shard[1]]
+
+
+def _shard_result(asked: CtAsked, outcome: CtEmbedOutcome) -> dict[str, Any]:
+    part, whole = asked.shard or (1, 1)
+    return {
+        "shard": f"{part}/{whole}",
+        "volumes": {"done": len(outcome.rows) - len(outcome.failed), "failed": len(outcome.failed),
+                    "kept": outcome.n_kept},
+        "slices": outcome.n_slices,
+        "seconds": round(outcome.seconds, 3),
+    }  # fmt: skip
+
+
+def _judged(asked: CtAsked, features: CtFeatures, outcome: CtEmbedOutcome) -> dict[str, Any]:
+    from wsi_dino.radiology.ct_page import contact_sheet, render_ct_page
+    from wsi_dino.radiology.ct_task import CtTask, judge_volumes
+
+    task = CtTask(asked.table, features, {str(row["volume_id"]): row for row in outcome.rows}, asked.spec)
+    features.run.write_table(task.folder / "volumes.csv", outcome.rows, _VOLUME_COLUMNS)
+
+    def render(metrics: Mapping[str, Any], probed: ProbedFolds) -> str:
+        side, interpolation = int(features.identity["input_px"]), features.record.interpolation
+        sheet = contact_sheet(task.used, features.spec, side, interpolation)
+        return render_ct_page(metrics, probed, [] if sheet is None else [sheet], asked.command)
+
+    return judge_volumes(task, render)
+
+
+def _say(outcome: CtEmbedOutcome) -> None:
+    if outcome.n_slices:
+        n_made = len(outcome.rows) - outcome.n_kept - len(outcome.failed)
+        console.say(
+            f"{outcome.n_slices} slices of {n_made} volumes encoded in "
+            f"{outcome.seconds:.1f} s, {outcome.n_slices / outcome.seconds:.1f} slices/s; reading took "
+            f"{outcome.reading_s:.1f} s and encoding {outcome.encoding_s:.1f} s of it"
+        )
+    done = [row for row in outcome.rows if row["status"] == "done"]
+    reasons = [f"{row['hu_state']}: {row['hu_reason']}" for row in done]
+    for reason in sorted(set(reasons)):
+        console.say(f"Hounsfield units of {reasons.count(reason)} volumes {reason}")
+    for row in outcome.failed[:_SHOWN_FAILURES]:
+        console.say(f"failed: {row['volume_id']}: {row['reason']}")
+    if len(outcome.failed) > _SHOWN_FAILURES:
+        console.say(f"failed: {len(outcome.failed) - _SHOWN_FAILURES} more; volumes.csv lists all")
+
+
+def print_results(results: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Print a table a combination."""
+    for result in results:
+        if "labels" not in result:
+            counts = ", ".join(f"{n} {state}" for state, n in result["volumes"].items())
+            print(f"shard {result['shard']}: {counts}, {result['slices']} slices in {result['seconds']:.1f} s")
+            continue
+        protocol = result["protocol"]
+        what = f"{result['dataset']} from {result['encoder']} at {result['input_px']} px"
+        print(f"{what}, {protocol['pool']}, {protocol['model']}")
+        rows = [_label_row(name, label, result) for name, label in result["labels"].items()]
+        total = result["summary"]["auc_macro"]
+        rows.append({"label": "mean (auc_macro)", "auc": total["value"], "low": total["low"], "high": total["high"]})
+        console.print_table(rows, _SHOWN_LABELS)
+        for note in result["notes"]:
+            print(f"note: {note}")
+    print(f"results: {folder}")
+
+
+def _label_row(name: str, label: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    auc, check = label["auc"], result.get("check") or {"labels": {}}
+    return {
+        "label": name,
+        "positive": label["n_positive"],
+        "prevalence": label["prevalence"],
+        "auc": auc["value"],
+        "low": auc["low"],
+        "high": auc["high"],
+        "check": check["labels"].get(name, {}).get("auc", {}).get("value"),
+    }
