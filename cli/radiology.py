@@ -8,6 +8,7 @@ from wsi_dino.cli.grouped_help import GroupedCommand
 from wsi_dino.cli.radiology_chest import chest_xray
 from wsi_dino.cli.radiology_ct import ct
 from wsi_dino.cli.radiology_segment import segment
+from wsi_dino.cli.radiology_segment_more import segment_export, segment_predict
 
 
 def radiology_app() -> typer.Typer:
@@ -19,4 +20,6 @@ def radiology_app() -> typer.Typer:
     app.command("chest-xray", cls=GroupedCommand, help=chest_xray.__doc__)(chest_xray)
     app.command("ct", cls=GroupedCommand, help=ct.__doc__)(ct)
     app.command("segment", cls=GroupedCommand, help=segment.__doc__)(segment)
+    app.command("segment-predict", cls=GroupedCommand, help=segment_predict.__doc__)(segment_predict)
+    app.command("segment-export", cls=GroupedCommand, help=segment_export.__doc__)(segment_export)
     return app

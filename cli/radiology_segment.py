@@ -237,6 +237,7 @@ def segment(
 
 
 def _request(given: dict[str, Any]) -> SegmentRequest:
+    from wsi_dino.segmentation.folds import SCHEMES
     from wsi_dino.segmentation.request import DecoderSpec, FeatureSpec, ScoringSpec, SegmentRequest
 
     if (given["encoder"] is None) == (given["model"] is None):
@@ -252,17 +253,18 @@ def _request(given: dict[str, Any]) -> SegmentRequest:
         encoder_settings=settings,
         channels=None if names is None else tuple(name.strip().lower() for name in names.split("+")),
         called=given["called"],
-        features=FeatureSpec(
-            layers=_layers(given["layers"]), patch_mm=given["patch_mm"], max_px=given["max_px"],
-            n_views=given["views"], meeting=str(given["channels_meet"]),
+        features=FeatureSpec.model_validate(
+            {
+                "layers": _layers(given["layers"]), "patch_mm": given["patch_mm"], "max_px": given["max_px"],
+                "n_views": given["views"], "meeting": str(given["channels_meet"]),
+            }
         ),
-        decoder=DecoderSpec(
-            name=str(given["decoder"]), image_skip=given["image_skip"], crop_slices=given["crop_slices"],
-            crop_cells=given["crop_cells"],
+        decoder=DecoderSpec.model_validate(
+            {"name": str(given["decoder"])} | {key: given[key] for key in ("image_skip", "crop_slices", "crop_cells")}
         ),
-        scoring=ScoringSpec(definition=str(given["hd95"]), empty=str(given["hd95_empty"])),
+        scoring=ScoringSpec.model_validate({"definition": str(given["hd95"]), "empty": str(given["hd95_empty"])}),
         training=training,
-        scheme=None if given["split"] is None else str(given["split"]),
+        scheme=next((known for known in SCHEMES if known == given["split"]), None),
         n_folds=given["folds"],
         folds=tuple(sorted(set(given["fold"]))) if given["fold"] else None,
         n_cases=given["limit"],
