@@ -26,7 +26,7 @@ def ball(shape: tuple[int, int, int], centre: tuple[float, float, float], radius
 
 
 def drawn_case(seed: int, shape: tuple[int, int, int] = (26, 30, 8)) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image ``(x, y, z)`` with a bright ball and a dark one at places of their own, and its labels 1 and 2."""
+    """Return an image ``(x, y, z)`` with a bright and a dark ball at places of their own, and labels 1 and 2."""
     rng = np.random.default_rng(seed)
     image = rng.normal(100, 4, shape)
     centres = rng.uniform([6, 6, 2], [12, 23, 5]), rng.uniform([15, 6, 2], [20, 23, 5])
