@@ -36,6 +36,7 @@ class CtAsked:
         sizes: sides in px; none for each encoder's own.
         view: fields of `SliceSpec` as typed.
         spec: how features become figures.
+        task: name of these labels, or "".
         shard: part and number of parts to encode, or None.
         device: where encoders run.
         workers: threads of the encoder.
@@ -49,6 +50,7 @@ class CtAsked:
     sizes: tuple[int, ...]
     view: Mapping[str, str]
     spec: CtSpec
+    task: str
     shard: tuple[int, int] | None
     device: str
     workers: int
@@ -58,9 +60,9 @@ class CtAsked:
     @property
     def folder(self) -> Path:
         """Of all results."""
-        from wsi_dino.run_folder import safe_name
+        from wsi_dino.radiology.chest_run import task_folder
 
-        return self.run.path / "radiology" / safe_name(self.table.name)
+        return task_folder(self.run, self.table.name, self.task)
 
 
 def run_ct(asked: CtAsked) -> tuple[list[dict[str, Any]], int]:
@@ -141,7 +143,7 @@ def _judged(asked: CtAsked, features: CtFeatures, outcome: CtEmbedOutcome) -> di
     from wsi_dino.radiology.ct_page import contact_sheet, render_ct_page
     from wsi_dino.radiology.ct_task import CtTask, judge_volumes
 
-    task = CtTask(asked.table, features, {str(row["volume_id"]): row for row in outcome.rows}, asked.spec)
+    task = CtTask(asked.table, features, {str(row["volume_id"]): row for row in outcome.rows}, asked.spec, asked.task)
     features.run.write_table(task.folder / "volumes.csv", outcome.rows, _VOLUME_COLUMNS)
 
     def render(metrics: Mapping[str, Any], probed: ProbedFolds) -> str:

@@ -102,7 +102,7 @@ def _context(page: RadiologyPage) -> dict[str, Any]:
         "title": page.title,
         "headline": headline(metrics, page.unit),
         "notes": metrics["notes"],
-        "check_title": str(check["model"]).replace(" by ", ", "),
+        "check_title": "check",
         "rows": [_row(name, label, check) for name, label in metrics["labels"].items()],
         "totals": _totals(metrics["summary"], check["summary"]),
         "rare_note": "",

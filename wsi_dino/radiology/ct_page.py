@@ -23,8 +23,9 @@ def render_ct_page(
     metrics: Mapping[str, Any], probed: ProbedFolds, pictures: Sequence[PagePicture], command: str
 ) -> str:
     """Return report.html of the content of metrics.json."""
+    task = f" ({metrics['task']})" if metrics["task"] else ""
     title = (
-        f"{metrics['dataset']} from {metrics['encoder']} at {metrics['input_px']} px, "
+        f"{metrics['dataset']}{task} from {metrics['encoder']} at {metrics['input_px']} px, "
         f"{metrics['protocol']['pool']} of slices, {metrics['protocol']['model']}"
     )
     return render_radiology(RadiologyPage(metrics, probed.folds, title, "volumes", _facts(metrics), pictures, command))

@@ -40,12 +40,14 @@ class CtTask:
         features: where they lie.
         volumes: row of each volume that was tried, by id.
         spec: how they become figures.
+        task: name of a folder for these labels, or "".
     """
 
     table: VolumeTable
     features: CtFeatures
     volumes: Mapping[str, Mapping[str, Any]]
     spec: CtSpec
+    task: str = ""
 
     @property
     def used(self) -> tuple[VolumeRow, ...]:
@@ -55,7 +57,7 @@ class CtTask:
     @property
     def folder(self) -> Path:
         """Of its results."""
-        return self.features.result_folder(self.spec.pool, self.spec.probe)
+        return self.features.result_folder(self.task, self.spec.pool, self.spec.probe)
 
     def split(self) -> Split:
         """Return the data set's own split, or folds by patient.
@@ -116,7 +118,7 @@ def judge_volumes(task: CtTask, render: Render) -> dict[str, Any]:
             (folder / name).is_file() and file_sha256(folder / name) == sha256 for name, sha256 in files.items()
         )
 
-    queue = ItemQueue(task.features.run, f"ct-task-{task.table.name}", [Item(folder.name, mark)], is_intact)
+    queue = ItemQueue(task.features.run, f"ct-task-{task.table.name}-{task.task}", [Item(folder.name, mark)], is_intact)
     while (claimed := queue.take()) is not None:
         try:
             metrics, probed = _judged(task, split, mark)
@@ -152,6 +154,7 @@ def _judged(task: CtTask, split: Split, mark: str) -> tuple[dict[str, Any], Prob
     figures = evaluate_labels(probed.folds, task.table.label_names, task.spec.evaluation)
     metrics = {
         "dataset": task.table.name,
+        "task": task.task,
         "encoder": task.features.record.name,
         "input_px": task.features.identity["input_px"],
         **figures,
