@@ -156,7 +156,7 @@ def test_a_broken_case_is_a_row_and_the_exit_code_1(tmp_path: Path) -> None:
 
 
 def test_hecktor_gives_aggregated_dice_and_counts_what_is_absent(tmp_path: Path) -> None:
-    ran = _segment(tmp_path, make_hecktor(tmp_path), *_QUICK, "--hd95-empty", "diagonal", dataset="hecktor2022")
+    ran = _segment(tmp_path, make_hecktor(tmp_path), *_QUICK, "--hd95-empty", "image_diagonal", dataset="hecktor2022")
     assert ran.code == 0, ran.stderr
     assert set(ran.json["dice_aggregated"]["per_class"]) == {"GTVp", "GTVn"}
     rows = _rows(tmp_path / "RUN" / "cases.csv")

@@ -59,7 +59,7 @@ class ScoringSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     definition: Literal["max", "pooled"] = "max"
-    empty: Literal["nan", "inf", "diagonal"] = "nan"
+    empty: Literal["nan", "inf", "image_diagonal"] = "nan"
 
 
 @dataclass(frozen=True)
