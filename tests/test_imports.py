@@ -37,7 +37,8 @@ _ALLOWED: dict[str, set[str]] = {
     "cli": _FOUNDATION
     | _RUN
     | _LOWER
-    | {"pathology", "mil", "radiology", "segmentation", "volumes", "file_check", "run_check", "install_check", "configs"},
+    | {"pathology", "mil", "radiology", "segmentation", "volumes"}
+    | {"file_check", "run_check", "install_check", "configs"},
 }
 _HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "cv2", "matplotlib", "lifelines", "scipy", "tiatoolbox")
 _HEAVY += ("nibabel", "pydicom", "SimpleITK")
