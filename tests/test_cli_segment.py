@@ -61,6 +61,7 @@ def test_drawn_balls_are_found_and_results_are_whole(finished: tuple[Path, Ran])
     page = (results / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.count("<img") >= 9
+    assert "weights are random (seed 0)" in page
 
 
 def test_predictions_lie_on_the_source_grid_and_give_the_rows_dice(finished: tuple[Path, Ran]) -> None:
@@ -164,6 +165,15 @@ def test_hecktor_gives_aggregated_dice_and_counts_what_is_absent(tmp_path: Path)
     assert absent["truth_voxels"] == "0"
     assert "the truth has no GTVn" in absent["remarks"]
     assert "resampled onto the grid" in absent["remarks"]
+
+
+def test_validation_sets_that_overlap_keep_a_prediction_each(tmp_path: Path) -> None:
+    make_msd(tmp_path, n_cases=5)
+    ran = _segment(tmp_path, tmp_path, *_QUICK[:-2], "--epochs", 1, "--split", "repeated-holdout", "--folds", 3)
+    assert ran.code == 0, ran.stderr
+    assert "independent random splits" in ran.json["protocol"]["split"]
+    assert len(list((tmp_path / ran.json["folder"] / "predictions").glob("*.fold_*.nii.gz"))) == 3
+    assert ran.json["dice"]["n_total"] == 6
 
 
 @pytest.mark.parametrize("channels", ["pet", "ct+pet"])

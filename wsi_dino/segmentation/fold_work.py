@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -163,7 +164,7 @@ def score_fold(context: FoldContext, fold: SegmentationFold, model_row: Mapping[
     case_of = {key: case_id for case_id, key in keys.items()}
     queue = ItemQueue(
         context.layout.run, context.layout.stage("score"), items,
-        lambda item, row: _has_prediction(context, fold, case_of[item.key]),
+        lambda item, row: _has_prediction(context, fold, row),
     )  # fmt: skip
     network: nn.Module | None = None
     while (claimed := queue.take()) is not None:
@@ -182,9 +183,9 @@ def score_fold(context: FoldContext, fold: SegmentationFold, model_row: Mapping[
     return [{**row, "fold": fold.number} for row in queue.rows()]
 
 
-def _has_prediction(context: FoldContext, fold: SegmentationFold, case_id: str) -> bool:
-    path = context.layout.prediction(case_id, fold.number, is_alone=context.is_partition)
-    return not context.keep_predictions or path.is_file()
+def _has_prediction(context: FoldContext, fold: SegmentationFold, row: Mapping[str, Any]) -> bool:
+    path = context.layout.prediction(row["case_id"], fold.number, is_alone=context.is_partition)
+    return not context.keep_predictions or (path.is_file() and path.stat().st_size == row.get("bytes"))
 
 
 def _score(context: FoldContext, fold: SegmentationFold, case_id: str, network: nn.Module) -> dict[str, Any]:
@@ -193,12 +194,18 @@ def _score(context: FoldContext, fold: SegmentationFold, case_id: str, network: 
     seconds = round(time.perf_counter() - began, 3)
     values = np.array(context.learner.facts(fold.number).label_values, np.uint8)
     labels = values[chances.argmax(0)]
-    if context.keep_predictions:
-        path = context.layout.prediction(case_id, fold.number, is_alone=context.is_partition)
-        write_labels_like(path, labels, context.case(case_id).grid_file.path)
+    n_bytes = _keep(context, fold, case_id, labels) if context.keep_predictions else None
     prepared = context.prepared[case_id]
     scores = score_labels(
         prepared.labels(), labels, prepared.spacing_mm, context.dataset.classes, context.scoring,
         with_false_volumes="autopet" in context.dataset.metric_sets,
     )  # fmt: skip
-    return {"case_id": case_id, "status": "done", "message": "", "seconds": seconds, "scores": scores}
+    return {
+        "case_id": case_id, "status": "done", "message": "", "seconds": seconds, "bytes": n_bytes, "scores": scores,
+    }  # fmt: skip
+
+
+def _keep(context: FoldContext, fold: SegmentationFold, case_id: str, labels: npt.NDArray[np.uint8]) -> int:
+    path = context.layout.prediction(case_id, fold.number, is_alone=context.is_partition)
+    write_labels_like(path, labels, context.case(case_id).grid_file.path)
+    return path.stat().st_size

@@ -121,7 +121,7 @@ def _settings(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 def _remarks(outcome: Outcome) -> list[str]:
     of_cases = [f"{row['case_id']}: {text}" for row in outcome.prepared.rows for text in row.get("remarks", ())]
-    return [*outcome.dataset.remarks, *of_cases]
+    return of_cases
 
 
 def _number(value: Any) -> str:

@@ -91,9 +91,22 @@ def metrics_of(outcome: Outcome) -> dict[str, Any]:
     metrics["seconds"] = _seconds(outcome)
     metrics["protocol"] = _protocol(outcome)
     metrics["failures"] = outcome.failures
-    metrics["remarks"] = list(outcome.dataset.remarks)
+    metrics["remarks"] = [*_about_the_encoder(outcome), *outcome.dataset.remarks]
     metrics["provenance"] = {"versions": environment(), "identity": outcome.facts.identity}
     return metrics
+
+
+def _about_the_encoder(outcome: Outcome) -> list[str]:
+    """Return what must be read beside a figure: weights that are none, and what a licence asks."""
+    if outcome.request.is_network:
+        return []
+    from wsi_dino.encoders.registry import get_record
+
+    settings = outcome.request.encoder_settings
+    near = [Path(settings[key]) for key in ("weights", "weights_dir") if settings.get(key) is not None]
+    seed = outcome.facts.identity.get("random_weights")
+    untrained = [] if seed is None else [f"The encoder's weights are random (seed {seed}): it has learned nothing."]
+    return [*untrained, *get_record(outcome.facts.encoder, near=near).obligations]
 
 
 def _described(scores: Sequence[Mapping[str, Any]], name: str, outcome: Outcome) -> dict[str, Any]:
