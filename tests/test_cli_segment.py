@@ -19,6 +19,8 @@ from toy_volumes import make_autopet, make_hecktor, make_msd
 _ENCODER = ("--encoder", "timm/test_vit.r160_in1k", "--random-weights", 0)
 _QUICK = (*_ENCODER, "--views", 1, "--workers", 1, "--folds", 2, "--epochs", 2)
 
+_WHOLE = (*_ENCODER, "--views", 2, "--workers", 1, "--folds", 2, "--epochs", 14)
+
 
 def _segment(folder: Path, root: Path, *options: object, dataset: str = "msd-task04") -> Ran:
     return run_command(folder, "radiology", "segment", "--dataset", dataset, "--root", root, "--run", "RUN", "--json",
@@ -34,8 +36,8 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ran]:
     """A finished run on drawn cases with two balls each."""
     folder = tmp_path_factory.mktemp("segment")
-    make_msd(folder)
-    ran = _segment(folder, folder, *_ENCODER, "--views", 2, "--workers", 1, "--folds", 2, "--epochs", 16)
+    make_msd(folder, n_cases=8)
+    ran = _segment(folder, folder, *_WHOLE)
     assert ran.code == 0, ran.stderr
     return folder, ran
 
@@ -46,14 +48,14 @@ def test_drawn_balls_are_found_and_results_are_whole(finished: tuple[Path, Ran])
     assert set(metrics["dice"]["per_class"]) == {"bright", "dark"}
     assert metrics["dice"]["mean"] > max(0.7, metrics["baselines"]["mean-shape"]["dice"]["mean"] + 0.15)
     assert metrics["baselines"]["all-background"]["dice"]["mean"] == 0
-    assert metrics["hd95_mm"]["n_valid"] <= metrics["hd95_mm"]["n_total"] == 20
+    assert metrics["hd95_mm"]["n_valid"] <= metrics["hd95_mm"]["n_total"] == 16
     assert [fold["fold"] for fold in metrics["folds"]] == [0, 1]
     assert "random_state=12345" in metrics["protocol"]["split"]
     results = Path(folder / metrics["folder"])
     for name in ("cases.csv", "metrics.json", "report.html"):
         assert (results / name).read_bytes() == (folder / "RUN" / name).read_bytes()
     rows = _rows(results / "cases.csv")
-    assert len(rows) == 20
+    assert len(rows) == 16
     by_case = [
         np.mean([float(r["dice"]) for r in rows if r["case_id"] == case]) for case in {r["case_id"] for r in rows}
     ]
@@ -91,7 +93,7 @@ def test_the_same_command_again_does_nothing_anew(finished: tuple[Path, Ran]) ->
         *folder.glob("RUN/**/stacks/*/*"),
     ]
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in kept}
-    again = _segment(folder, folder, *_ENCODER, "--views", 2, "--workers", 1, "--folds", 2, "--epochs", 16)
+    again = _segment(folder, folder, *_WHOLE)
     assert again.json == ran.json
     for path, (content, written) in before.items():
         assert path.read_bytes() == content
