@@ -119,6 +119,7 @@ def test_broken_images_are_rows_of_failure(discs: Path, tmp_path: Path) -> None:
     assert ran.json["images"]["used"] == 39
 
 
+@pytest.mark.slow
 def test_a_changed_image_is_encoded_anew_a_touched_one_is_not(discs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(discs, folder)
@@ -129,8 +130,16 @@ def test_a_changed_image_is_encoded_anew_a_touched_one_is_not(discs: Path, tmp_p
     grey = np.asarray(Image.open(folder / "images" / "02.png"))
     Image.fromarray(255 - grey).save(folder / "images" / "02.png")
     assert "1 images encoded" in _run(tmp_path, *arguments).stderr
+    (folder / "images" / "06.png").write_bytes(b"junk")
+    broken = _run(tmp_path, *arguments, "--json")
+    assert broken.code == 1
+    assert broken.json["images"]["used"] == 39, "features of what the file held before are not used"
+    assert broken.json["images"]["failures"][0]["reason"].endswith("no image of a known format.")
+    shutil.copy(discs / "images" / "06.png", folder / "images" / "06.png")
     assert "40 images encoded" in _run(tmp_path, *arguments, "--aspect", "squash").stderr
-    assert "images encoded" not in _run(tmp_path, *arguments).stderr
+    again = _run(tmp_path, *arguments)
+    assert again.code == 0
+    assert "images encoded" not in again.stderr, "the old view and the old content are still there"
 
 
 def test_a_broken_shard_is_made_again(discs: Path, tmp_path: Path) -> None:
@@ -144,6 +153,16 @@ def test_a_broken_shard_is_made_again(discs: Path, tmp_path: Path) -> None:
     assert again.code == 0
     assert "40 images encoded" in again.stderr
     assert again.json == first
+
+
+def test_only_broken_images_are_an_error(discs: Path, tmp_path: Path) -> None:
+    shutil.copytree(discs, tmp_path / "copy")
+    for path in (tmp_path / "copy" / "images").iterdir():
+        path.write_bytes(b"junk")
+    ran = _run(tmp_path, *_of_discs(tmp_path / "copy"))
+    assert ran.code == 2
+    assert "none of its 40 images could be read" in ran.stderr
+    assert "0x" not in ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -232,6 +251,7 @@ def test_killed_and_repeated_by_two_processes_it_ends_the_same(discs: Path, tmp_
     assert {"radiology/discs/study.json", "radiology/discs/study.csv"} <= set(_files(whole))
 
 
+@pytest.mark.slow
 def test_a_study_is_a_table_and_a_picture(discs: Path, tmp_path: Path) -> None:
     ran = _run(
         tmp_path, *_of_discs(discs, "--run", "run", "--labels", "disc", "--random-weights", 0, "--size", 32),

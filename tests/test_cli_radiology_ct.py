@@ -17,7 +17,7 @@ from wsi_dino.radiology.datasets.ct_rate import LABELS
 _EFFUSION = "Pleural effusion"
 # an untrained network of a third of a million weights: what there is to see is a dark or a bright lung
 _TINY = ("--encoder", "timm/test_vit", "--random-weights", 0, "--bootstrap", 100)
-_LINEAR = "run/radiology/ct-rate/timm__test_vit@160-wide-mean-linear"
+_LINEAR = "run/radiology/ct-rate/timm__test_vit@160-random-0-wide-mean-linear"
 
 
 def _ct(folder: Path, *arguments: object) -> Ran:
@@ -68,7 +68,8 @@ def test_predictions_say_what_metrics_say(rate: Path, linear: Ran) -> None:
     assert all(row["volume"].startswith("valid_") for row in rows)
     assert json.loads((folder / "metrics.json").read_text())["labels"] == linear.json["labels"]
     page = (folder / "report.html").read_text()
-    assert "What the encoder sees" in page
+    assert "What the encoder is shown" in page
+    assert "Patches as colours" in page
     assert "<script" not in page
     with (folder / "volumes.csv").open() as stream:
         assert {row["hu_state"] for row in csv.DictReader(stream)} == {"applied", "already"}

@@ -16,7 +16,7 @@ import pytest
 from ct_fixtures import chest_hu, write_nifti
 
 from wsi_dino.encoders.record import EncoderSpec
-from wsi_dino.errors import StorageError
+from wsi_dino.errors import EncoderError, StorageError
 from wsi_dino.feature_file import read_feature_file, read_provenance
 from wsi_dino.radiology.ct_embedding import CtEmbedOutcome, embed_volumes
 from wsi_dino.radiology.ct_features import CtFeatures, pooled_rows
@@ -258,3 +258,24 @@ def test_at_most_as_many_volumes_as_readers_are_in_memory(tmp_path: Path, monkey
     _embed(tmp_path / "run", _rows(tmp_path, 20, n_slices=30), readers=2)
     assert len(alive) == 20
     assert most <= 3  # one a reader, and one that a reader has just let go of
+
+
+def test_a_device_without_memory_ends_the_work_and_says_what_to_do(tmp_path: Path) -> None:
+    class Full(ToyEncoder):
+        def embed(self, pixels: np.ndarray) -> np.ndarray:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with pytest.raises(EncoderError, match="smaller --size"):
+        _embed(tmp_path / "run", _rows(tmp_path, 2), Full())
+    assert _embed(tmp_path / "run", _rows(tmp_path, 2)).n_slices == 10
+
+
+def test_ctrl_c_gives_everything_back(tmp_path: Path) -> None:
+    class Interrupted(ToyEncoder):
+        def embed(self, pixels: np.ndarray) -> np.ndarray:
+            raise KeyboardInterrupt
+
+    rows = _rows(tmp_path, 5)
+    with pytest.raises(KeyboardInterrupt):
+        _embed(tmp_path / "run", rows, Interrupted())
+    assert _embed(tmp_path / "run", rows).n_slices == 25

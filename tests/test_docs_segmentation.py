@@ -22,7 +22,10 @@ def _commands() -> list[list[str]]:
 
 
 def _in_small(words: list[str]) -> list[str]:
-    typed = [_SMALL if word == "dinov3-s" else word.replace("dinov3-s+", "timm__test_vit.r160_in1k+") for word in words]
+    typed = [
+        _SMALL if word == "dinov3-s" else word.replace("dinov3-s+", "timm__test_vit.r160_in1k-random-0+")
+        for word in words
+    ]
     if words[1] == "segment":
         typed += ["--epochs", "1", "--views", "1", "--workers", "1"]
     if _SMALL in typed or words[1] == "segment-predict":

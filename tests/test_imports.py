@@ -105,7 +105,17 @@ print("LOADED", *sorted(name for name in {heavy!r} if name in sys.modules))
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["tile", "--help"], ["embed", "--help"], ["mil", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["tile", "--help"],
+        ["embed", "--help"],
+        ["mil", "--help"],
+        ["radiology", "ct", "--help"],
+        ["radiology", "segment", "--help"],
+    ],  # fmt: skip
+)
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     output = _python(_HELP.format(arguments=arguments, heavy=_HEAVY), tmp_path)
     assert output.splitlines()[-1] == "LOADED"

@@ -14,7 +14,7 @@ import numpy as np
 
 from wsi_dino.encoders.executors import available_cores, single_threaded_pool
 from wsi_dino.encoders.record import EncoderSpec
-from wsi_dino.errors import StorageError, VolumeError, WsiDinoError
+from wsi_dino.errors import EncoderError, StorageError, VolumeError, WsiDinoError
 from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
 from wsi_dino.provenance import as_storage_error
 from wsi_dino.radiology.ct_features import CtFeatures
@@ -228,6 +228,11 @@ class _Work:
 
     def _failed(self, job: VolumeJob, error: BaseException) -> None:
         """Store the row of a volume that failed; raise what is no trouble of the volume's own."""
+        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+            raise EncoderError(
+                f"Encoding {job.row.volume_id} with {self._encoder.spec.name}: its slices do not fit the memory of the "
+                "device. Give a smaller --size, or --device cpu; what is done is kept."
+            ) from error
         storage = as_storage_error(error, self._features.folder) if isinstance(error, OSError) else None
         if not isinstance(error, (WsiDinoError, OSError, MemoryError)) or isinstance(error, StorageError):
             raise error

@@ -66,7 +66,9 @@ class CtFeatures:
 
     def result_folder(self, task: str, *choices: str) -> Path:
         """Return the folder of predictions, metrics and report of a probe; `choices` name it."""
-        words = (f"{self.record.name}@{self.identity['input_px']}", self.spec.window.replace(":", "to"), *choices)
+        seed = self.identity.get("random_weights")
+        name = f"{self.record.name}@{self.identity['input_px']}" + ("" if seed is None else f"-random-{seed}")
+        words = (name, self.spec.window.replace(":", "to"), *choices)
         return task_folder(self.run, self.dataset, task) / safe_name("-".join(words))
 
     def pooled_path(self, volume_id: str) -> Path:
