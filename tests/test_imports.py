@@ -114,7 +114,7 @@ print("LOADED", *sorted(name for name in {heavy!r} if name in sys.modules))
         ["mil", "--help"],
         ["radiology", "ct", "--help"],
         ["radiology", "segment", "--help"],
-    ],  # fmt: skip
+    ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     output = _python(_HELP.format(arguments=arguments, heavy=_HEAVY), tmp_path)
