@@ -96,6 +96,12 @@ def test_what_cannot_be_read_is_an_image_error_that_names_the_file(tmp_path: Pat
         read_chest_image(broken["constant.png"])
 
 
+def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    Image.new("1", (9000, 9000)).save(tmp_path / "vast.png")
+    with pytest.raises(ImageError, match="9000 x 9000 px are too many"):
+        read_chest_image(tmp_path / "vast.png")
+
+
 # the transform -----------------------------------------------------------------------------------
 def test_three_channels_are_one_grey() -> None:
     shown = grey_square_rgb(picture(0), ChestView(size_px=32))

@@ -200,6 +200,13 @@ def test_a_patient_in_two_subsets_is_refused(discs: Path, tmp_path: Path) -> Non
     assert _run(tmp_path, "--dataset", "t.csv", "--root", discs / "images", "--size", 64, "--split", "folds").code == 0
 
 
+def test_the_authors_crop_is_taken_when_asked(discs: Path, tmp_path: Path) -> None:
+    ran = _run(tmp_path, *_of_discs(discs, "--labels", "disc", "--json", "--crop-fraction", "record", "--limit", 20))
+    assert ran.json["protocol"]["view"]["crop_fraction"] == 0.875
+    assert ran.json["protocol"]["view_in_words"].startswith("middle 0.875 of the image")
+    assert ran.json["images"]["used"] == 20
+
+
 def test_optimism_is_flagged(discs: Path, tmp_path: Path) -> None:
     ran = _run(tmp_path, *_of_discs(discs, "--run", "run", "--labels", "side=left", "--json", "--optimistic"))
     flags = {name: entry["optimistic"] for name, entry in ran.json["conventions"].items()}
