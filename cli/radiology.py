@@ -1,4 +1,4 @@
-"""`wsi-dino radiology`: frozen encoders on radiographs and CT."""
+"""`wsi-dino radiology`: frozen encoders on radiographs, CT, MRI and PET."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import typer
 from wsi_dino.cli.grouped_help import GroupedCommand
 from wsi_dino.cli.radiology_chest import chest_xray
 from wsi_dino.cli.radiology_ct import ct
+from wsi_dino.cli.radiology_segment import segment
+from wsi_dino.cli.radiology_segment_more import segment_export, segment_predict
 
 
 def radiology_app() -> typer.Typer:
     """Return the group of commands."""
     app = typer.Typer(
         name="radiology", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-        help="Probe frozen encoders on chest X-rays and CT.",
+        help="Probe frozen encoders on chest X-rays and CT, and segment volumes with them.",
     )  # fmt: skip
     app.command("chest-xray", cls=GroupedCommand, help=chest_xray.__doc__)(chest_xray)
     app.command("ct", cls=GroupedCommand, help=ct.__doc__)(ct)
+    app.command("segment", cls=GroupedCommand, help=segment.__doc__)(segment)
+    app.command("segment-predict", cls=GroupedCommand, help=segment_predict.__doc__)(segment_predict)
+    app.command("segment-export", cls=GroupedCommand, help=segment_export.__doc__)(segment_export)
     return app

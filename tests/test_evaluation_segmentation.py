@@ -56,6 +56,7 @@ def test_hd_equals_brute_force(seed: int, percentile: float, definition: str) ->
     assert got == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_dice_and_hd95_equal_monai() -> None:
     from wsi_dino.encoders.torchvision_guard import ensure_torchvision
 

@@ -30,13 +30,14 @@ _ALLOWED: dict[str, set[str]] = {
     "pathology": _FOUNDATION | _RUN | _LOWER | {"configs"},
     "mil": _FOUNDATION | _RUN | _LOWER | {"configs"},
     "radiology": _FOUNDATION | _RUN | _LOWER | {"configs", "volumes"},
+    "segmentation": _FOUNDATION | _RUN | _LOWER | {"configs", "volumes"},
     "file_check": set(),
     "run_check": _FOUNDATION | _RUN | _LOWER | {"file_check", "pathology", "mil"},
     "install_check": _LOWER | {"pathology"},
     "cli": _FOUNDATION
     | _RUN
     | _LOWER
-    | {"pathology", "mil", "radiology", "volumes", "file_check", "run_check", "install_check", "configs"},
+    | {"pathology", "mil", "radiology", "segmentation", "volumes", "file_check", "run_check", "install_check", "configs"},
 }
 _HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "cv2", "matplotlib", "lifelines", "scipy", "tiatoolbox")
 _HEAVY += ("nibabel", "pydicom", "SimpleITK")

@@ -155,14 +155,20 @@ class ConvDecoder(StackDecoder):
         """As `StackDecoder.forward`."""
         ready = self.standardised(maps)
         lattice = self.bottom(self.entry(self.dropout(torch.cat([ready[i] for i in self.bottom_layers], 1))))
-        for up, taken, skips, block in zip(self.ups, self.skip_layers, self.skips, self.blocks, strict=True):
+        for step, (up, block) in enumerate(zip(self.ups, self.blocks, strict=True)):
+            taken, skips = self.skip_layers[step], self._skips_of(step)
             lattice = up(lattice)
             if taken:
-                skip = sum(_grown(conv(ready[i]), lattice) for conv, i in zip(skips, taken, strict=True))  # type: ignore[arg-type]
-                lattice = torch.cat([lattice, skip], 1)
+                joined = [_grown(skips[n](ready[i]), lattice) for n, i in enumerate(taken)]
+                lattice = torch.cat([lattice, torch.stack(joined).sum(0)], 1)
             lattice = block(lattice)
         answer: Tensor = self.head(lattice, rows, cols, grey)
         return answer
+
+    def _skips_of(self, step: int) -> nn.ModuleList:
+        skips = self.skips[step]
+        assert isinstance(skips, nn.ModuleList)
+        return skips
 
 
 def _skips(layers: Sequence[Layer], coarsest: int, step: int) -> list[int]:

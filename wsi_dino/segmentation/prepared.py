@@ -110,7 +110,7 @@ def write_prepared(
         "case_id": case_id, "shape": list(grey.shape[1:]), "spacing_mm": list(spacing_mm),
         "n_channels": len(grey), "has_labels": labels is not None,
     }  # fmt: skip
-    tensors = {"grey": grey, "labels": shown, "foreground": _some_of_each_class(shown)}
+    tensors: dict[str, np.ndarray] = {"grey": grey, "labels": shown, "foreground": _some_of_each_class(shown)}
     write_tensors(path, tensors, row)
     values, counts = np.unique(shown, return_counts=True)
     voxels = {str(value): int(count) for value, count in zip(values, counts, strict=True)}

@@ -114,7 +114,7 @@ def _settings(metrics: Mapping[str, Any]) -> dict[str, str]:
         "training": ", ".join(f"{key} {value}" for key, value in training.items()),
         "weights": protocol["selection"],
         "Dice": metrics["dice"]["convention"],
-        "HD95": f"{metrics['hd95_mm']['definition']}, in mm; a mask that is empty gives {metrics['hd95_mm']['empty_masks']}",
+        "HD95": f"{metrics['hd95_mm']['definition']}, in mm; one empty mask: {metrics['hd95_mm']['empty_masks']}",
     }
 
 

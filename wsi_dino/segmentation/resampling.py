@@ -16,6 +16,21 @@ def resampled_onto(volume: StoredVolume, reference: StoredVolume) -> StoredVolum
     Raises:
         VolumeError: SimpleITK is not installed, or the volumes do not overlap at all.
     """
+    sitk = _simpleitk(volume)
+    moved = _image(sitk, volume)
+    lowest = float(volume.voxels.min())
+    values = sitk.Resample(moved, _image(sitk, reference, pixels=False), sitk.Transform(), sitk.sitkLinear, lowest)
+    inside = sitk.Resample(
+        sitk.Cast(moved * 0 + 1, sitk.sitkUInt8), _image(sitk, reference, pixels=False), sitk.Transform(),
+        sitk.sitkNearestNeighbor, 0,
+    )  # fmt: skip
+    if not sitk.GetArrayViewFromImage(inside).any():
+        raise VolumeError(f"Resampling {volume.path}: it does not overlap {reference.path} anywhere.")
+    voxels = sitk.GetArrayFromImage(values).transpose(2, 1, 0)
+    return StoredVolume(volume.path, voxels, reference.affine)
+
+
+def _simpleitk(volume: StoredVolume) -> Any:
     try:
         import SimpleITK
     except ImportError as error:
@@ -23,29 +38,15 @@ def resampled_onto(volume: StoredVolume, reference: StoredVolume) -> StoredVolum
             f"Resampling {volume.path}: this needs the package SimpleITK. Install it with: "
             "pip install 'wsi_dino[segmentation]'"
         ) from error
-    moved = _image(volume)
-    lowest = float(volume.voxels.min())
-    values = SimpleITK.Resample(
-        moved, _image(reference, pixels=False), SimpleITK.Transform(), SimpleITK.sitkLinear, lowest
-    )
-    inside = SimpleITK.Resample(
-        SimpleITK.Cast(moved * 0 + 1, SimpleITK.sitkUInt8), _image(reference, pixels=False), SimpleITK.Transform(),
-        SimpleITK.sitkNearestNeighbor, 0,
-    )  # fmt: skip
-    if not SimpleITK.GetArrayViewFromImage(inside).any():
-        raise VolumeError(f"Resampling {volume.path}: it does not overlap {reference.path} anywhere.")
-    voxels = SimpleITK.GetArrayFromImage(values).transpose(2, 1, 0)
-    return StoredVolume(volume.path, voxels, reference.affine)
+    return SimpleITK
 
 
-def _image(volume: StoredVolume, *, pixels: bool = True) -> Any:
+def _image(sitk: Any, volume: StoredVolume, *, pixels: bool = True) -> Any:
     """Return a SimpleITK image; its world is LPS+, ours RAS+."""
-    import SimpleITK
-
     if pixels:
-        image = SimpleITK.GetImageFromArray(np.asarray(volume.voxels, np.float32).transpose(2, 1, 0))
+        image = sitk.GetImageFromArray(np.asarray(volume.voxels, np.float32).transpose(2, 1, 0))
     else:
-        image = SimpleITK.Image([int(side) for side in volume.voxels.shape], SimpleITK.sitkUInt8)
+        image = sitk.Image([int(side) for side in volume.voxels.shape], sitk.sitkUInt8)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image.SetSpacing(spacing.tolist())

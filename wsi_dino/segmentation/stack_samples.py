@@ -74,7 +74,8 @@ class StackSamples:
         """Return a slice and a cell that the crop should hold."""
         whole = stack.whole
         fits = whole.slices[1] <= self.crop_slices and max(whole.rows[1], whole.cols[1]) <= self.crop_cells
-        foreground = case.prepared.foreground() if not fits and rng.random() < _SHARE_OF_FOREGROUND else []
+        wanted = not fits and rng.random() < _SHARE_OF_FOREGROUND
+        foreground = case.prepared.foreground() if wanted else np.zeros((0, 3), np.int32)
         if not len(foreground):
             return tuple(int(rng.integers(side[1])) for side in (whole.slices, whole.rows, whole.cols))  # type: ignore[return-value]
         z, y, x = foreground[rng.integers(len(foreground))]

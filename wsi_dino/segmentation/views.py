@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-_Array = TypeVar("_Array", bound=np.ndarray)
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 # name -> (rows and columns swapped, rows turned round, columns turned round), the most useful first
 _VIEWS = {
     "as-is": (False, False, False),
@@ -21,7 +22,7 @@ _VIEWS = {
 VIEWS = tuple(_VIEWS)
 
 
-def apply_view(volume: _Array, view: str) -> _Array:
+def apply_view(volume: npt.NDArray[_Scalar], view: str) -> npt.NDArray[_Scalar]:
     """Return ``(..., y, x)`` as it looks in a view; a new array, contiguous.
 
     Examples:
@@ -29,6 +30,6 @@ def apply_view(volume: _Array, view: str) -> _Array:
         [[[2, 4], [1, 3]]]
     """
     is_swapped, rows, columns = _VIEWS[view]
-    turned = volume.swapaxes(-1, -2) if is_swapped else volume
+    turned: Any = volume.swapaxes(-1, -2) if is_swapped else volume
     turned = turned[..., :: -1 if rows else 1, :: -1 if columns else 1]
-    return np.ascontiguousarray(turned)  # type: ignore[return-value]
+    return np.ascontiguousarray(turned)

@@ -74,25 +74,35 @@ def write_labels_like(path: Path, labels: npt.NDArray[np.uint8], source: Path) -
         VolumeError: the shape is not that of `source`.
         StorageError: the disk is full or the folder cannot be written.
     """
+    _write_like(path, labels, source)
+
+
+def write_image_like(path: Path, values: npt.NDArray[np.float32], source: Path) -> None:
+    """Write grey values, float32 ``(z, y, x)`` as shown, on exactly the grid of `source`; as `write_labels_like`."""
+    _write_like(path, values, source)
+
+
+def _write_like(path: Path, values: npt.NDArray[Any], source: Path) -> None:
     import nibabel
 
     image = _opened(source)
     shape = (*image.shape, 1, 1)[:3]
-    stored = np.zeros(shape, np.uint8)
+    stored = np.zeros(shape, values.dtype)
     shown, _ = as_shown(stored, image.affine)
-    if shown.shape != labels.shape:
-        raise VolumeError(f"Writing {path}: the labels are {labels.shape}, {source} is {shown.shape} (z, y, x).")
-    shown[...] = labels  # a view of `stored`
-    written = nibabel.Nifti1Image(stored, image.affine, _label_header(image.header))
+    if shown.shape != values.shape:
+        raise VolumeError(f"Writing {path}: the voxels are {values.shape}, {source} is {shown.shape} (z, y, x).")
+    shown[...] = values  # a view of `stored`
+    make: Any = nibabel.Nifti1Image
+    written = make(stored, image.affine, _header_for(image.header, values.dtype))
     for kind in ("sform", "qform"):
         getattr(written, f"set_{kind}")(getattr(image, f"get_{kind}")(), int(image.header[f"{kind}_code"]))
     with write_atomically(path) as temporary:
         temporary.write_bytes(_compressed(written.to_bytes()))
 
 
-def _label_header(header: Any) -> Any:
+def _header_for(header: Any, dtype: np.dtype) -> Any:
     header = header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_max"] = header["cal_min"] = 0
     return header
