@@ -28,7 +28,7 @@ class AffinitySpec(BaseModel):
         n_views: flips and turns of training sections, each encoded once.
         long_range: learn nine affinities further away beside the three of neighbours.
         window_sections, window_voxels: what a network is given at once, in training and after.
-        steps: of training, of one window each.
+        steps: of training, of one window each; beyond 50 rounded up to whole fifties, after which the training is kept.
         learning_rate: of Adam, falling to 0 by a cosine.
         seed: of weights and windows.
     """
@@ -79,6 +79,7 @@ class EmRequest:
         stage: the only one to do; None for all that are not done.
         optimistic: tell the threshold that is best on the test labels too, flagged.
         with_zarr: write the segmentation as Zarr too.
+        with_floors: compute what learns nothing, too.
         device: where networks run.
         workers: threads; 0 for one a core.
     """
@@ -93,6 +94,7 @@ class EmRequest:
     stage: Stage | None = None
     optimistic: bool = False
     with_zarr: bool = False
+    with_floors: bool = True
     device: str = "auto"
     workers: int = 0
 

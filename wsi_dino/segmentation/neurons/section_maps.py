@@ -187,6 +187,7 @@ def section_path(folder: Path, z: int) -> Path:
 
 def encode_volume(
     run: RunFolder,
+    stage: str,
     folder: Path,
     voxels: npt.NDArray[np.uint8],
     view: str,
@@ -200,6 +201,7 @@ def encode_volume(
 
     Args:
         run: that keeps the rows.
+        stage: name of the rows, of this volume, encoder and view alone.
         folder: of the maps of this volume and view.
         voxels: uint8 ``(z, y, x)``.
         view: of `views.VIEWS`.
@@ -209,7 +211,6 @@ def encode_volume(
         advance: called after each section.
     """
     seen = apply_view(voxels, view)
-    stage = f"em-maps-{folder.parent.parent.name}-{folder.parent.name}-{view}"
     identity = fingerprint(source, view, plan.upscale, plan.tile_px)
     items = [Item(f"{z:04d}", identity) for z in range(len(seen))]
     queue = ItemQueue(run, stage, items, lambda item, row: (folder / f"{item.key}.safetensors").is_file())
