@@ -178,7 +178,8 @@ def em(
     from wsi_dino.segmentation.neurons.run import segment_neurons
     from wsi_dino.segmentation.neurons.stages import Told as Steps
 
-    given = {**ctx.params}
+    # ctx.params holds paths as text
+    given = {**ctx.params, "run": run, "root": root, "weights": weights, "weights_dir": weights_dir}
     request = _request(given)
     reporter = Told()
     told = Steps(reporter.say, reporter.begin, reporter.advance)
@@ -224,7 +225,7 @@ def _request(given: dict[str, Any]) -> EmRequest:
             window_voxels=given["window_voxels"], steps=given["steps"], learning_rate=given["lr"], seed=given["seed"],
         )  # fmt: skip
         return EmRequest(
-            run=Path(given["run"]), encoder=given["encoder"], encoder_settings=settings, called=given["called"],
+            run=given["run"], encoder=given["encoder"], encoder_settings=settings, called=given["called"],
             affinities=affinities, fragments=FragmentSpec(method=str(given["fragments"])),
             agglomeration=AgglomerationSpec(**joining), stage=None if given["stage"] is None else str(given["stage"]),
             optimistic=given["optimistic"], with_zarr=given["zarr"], with_floors=given["floors"],

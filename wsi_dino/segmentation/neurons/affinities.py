@@ -40,7 +40,10 @@ def compute_affinities(ids: np.ndarray, offsets: Sequence[Offset] = NEAREST) -> 
     is_neuron = ids > 0
     affinities = np.repeat(is_neuron[None], len(offsets), 0)
     for channel, (z, y, x) in zip(affinities, offsets, strict=True):
-        here, there = ids[z:, y:, x:], ids[: len(ids) - z or None, : ids.shape[1] - y or None, : ids.shape[2] - x or None]
+        here, there = (
+            ids[z:, y:, x:],
+            ids[: len(ids) - z or None, : ids.shape[1] - y or None, : ids.shape[2] - x or None],
+        )
         if here.size:
             channel[z:, y:, x:] &= here == there
     return affinities

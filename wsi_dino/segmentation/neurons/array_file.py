@@ -219,7 +219,9 @@ def numbered_sections(folder: Path) -> list[Path]:
             raise VolumeError(f"Opening the sections in {folder}: {file.name} has no number, so its place is unknown.")
         number = int(match.group(1))
         if number in numbers:
-            raise VolumeError(f"Opening the sections in {folder}: {numbers[number].name} and {file.name} share a number.")
+            raise VolumeError(
+                f"Opening the sections in {folder}: {numbers[number].name} and {file.name} share a number."
+            )
         numbers[number] = file
     missing = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
     if missing:

@@ -13,6 +13,7 @@ from wsi_dino.segmentation.neurons.em_volume import EmSource, pair
 Ac3End = Literal["first", "last"]
 DATASETS = ("cremi-a", "cremi-b", "cremi-c", "ac34", "wafer4")
 _N_TEST = {"cremi-a": 25, "cremi-b": 25, "cremi-c": 25, "wafer4": 25}
+_AC4_NAMES = [("AC4_inputs.h5", "AC4_labels.h5"), ("train-input.tif", "train-labels.tif")]  # SNEMI3D is AC4
 _AC4_TRAIN, _AC3_TEST = 80, 100
 
 
@@ -76,7 +77,8 @@ def open_files(
     """Open raw and labels to learn from and to be judged on.
 
     Args:
-        train, test: raw and labels, as `open_array` takes them.
+        train: raw and labels, as `open_array` takes them.
+        test: likewise.
         name: of the dataset.
         n_val: last sections of the training volume that choose the threshold; None for a fifth of it.
         repair: replace blank sections by their neighbours.
@@ -93,8 +95,7 @@ def open_files(
 
 
 def _ac34(root: Path, n_val: int | None, ac3_end: Ac3End, repair: bool) -> EmDataset:
-    ac4 = pair("train", *_found(root, "AC4", [("AC4_inputs.h5", "AC4_labels.h5"), ("train-input.tif", "train-labels.tif")]),
-               repair=repair)  # fmt: skip
+    ac4 = pair("train", *_found(root, "AC4", _AC4_NAMES), repair=repair)
     ac3 = pair("test", *_found(root, "AC3", [("AC3_inputs.h5", "AC3_labels.h5")]), repair=repair)
     n_train = ac4.shape[0] - n_val if n_val is not None else _AC4_TRAIN
     _require(0 < n_train < ac4.shape[0], ac4, n_train + 1)

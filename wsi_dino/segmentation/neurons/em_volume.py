@@ -101,8 +101,8 @@ def _origin(raw: ArrayFile, labels: ArrayFile) -> tuple[int, int, int]:
     if not difference.any():
         if raw.shape != labels.shape:
             raise VolumeError(
-                f"Pairing {raw.called} {raw.shape} with {labels.called} {labels.shape}: shapes differ, and no attribute "
-                "`offset` says where the labels lie. Crop one of them."
+                f"Pairing {raw.called} {raw.shape} with {labels.called} {labels.shape}: shapes differ, and no "
+                "attribute `offset` says where the labels lie. Crop one of them."
             )
         return 0, 0, 0
     resolution = labels.resolution_nm or raw.resolution_nm

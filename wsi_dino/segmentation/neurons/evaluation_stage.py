@@ -24,9 +24,7 @@ Row = Mapping[str, Any]
 _CURVE = ("subset", "threshold", "voi_split", "voi_merge", "voi", "arand", "n_segments")
 
 
-def evaluate(
-    experiment: Experiment, learner: AffinityLearner, done: Mapping[str, Row], key: str
-) -> dict[str, Any]:
+def evaluate(experiment: Experiment, learner: AffinityLearner, done: Mapping[str, Row], key: str) -> dict[str, Any]:
     """Return the content of metrics.json, computed and written if it is not there."""
     results = experiment.layout.results
     outputs = [results / "metrics.json", results / "segmentation.h5", results / "curve.csv"]

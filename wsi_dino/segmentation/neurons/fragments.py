@@ -26,9 +26,8 @@ def section_fragments(affinities: np.ndarray, first_id: int = 1) -> npt.NDArray[
         uint64 ``(y, x)``, consecutive from `first_id`.
     """
     segmentation = require("skimage.segmentation", "scikit-image")
-    along_y, along_x = _in_plane(affinities)
-    borders = _four_sided(along_y, along_x)
-    flooded = segmentation.watershed(borders, _seeds(1 - (along_y + along_x) / 2))
+    borders = _four_sided(*_in_plane(affinities))
+    flooded = segmentation.watershed(borders, _seeds(border_map(affinities)))
     return np.asarray(flooded, np.uint64) + np.uint64(first_id - 1)
 
 
@@ -56,6 +55,12 @@ def _seeds(borders: npt.NDArray[np.float32]) -> np.ndarray:
     distance = np.asarray(distance_transform_edt(is_inside), np.float32)
     tops = morphology.local_maxima(distance, connectivity=2, allow_borders=True) & is_inside
     return np.asarray(label(tops, np.ones((3, 3)))[0])
+
+
+def border_map(affinities: np.ndarray) -> npt.NDArray[np.float32]:
+    """Return 1 - (affinity along y + along x) / 2 of one section, float32 ``(y, x)`` in 0..1."""
+    along_y, along_x = _in_plane(affinities)
+    return np.asarray(1 - (along_y + along_x) / 2, np.float32)
 
 
 def volume_fragments(affinities: np.ndarray) -> npt.NDArray[np.uint64]:

@@ -49,14 +49,14 @@ class IdTable:
 
 def _as_uint64(block: np.ndarray, called: str) -> npt.NDArray[np.uint64]:
     kind = block.dtype.kind
-    if kind == "u" or kind == "b":
+    if kind in ("u", "b"):
         return block.astype(np.uint64, copy=False)
     if kind == "i":
         lowest = int(block.min(initial=0))
         if lowest < 0 and not (block.dtype.itemsize == 8 and lowest >= -2):
             raise VolumeError(
-                f"Reading the ids {called}: they are {block.dtype} and go down to {lowest}: a cast from uint64 lost ids. "
-                "Take the original file, or one saved as uint64."
+                f"Reading the ids {called}: they are {block.dtype} and go down to {lowest}: a cast from uint64 lost "
+                "ids. Take the original file, or one saved as uint64."
             )
         return block.astype(np.uint64, copy=False)  # -1 and -2 wrap to CREMI's marks
     if kind == "f" and np.isfinite(block).all() and (block == np.rint(block)).all() and block.min(initial=0) >= 0:

@@ -23,6 +23,5 @@ def require(module: str, package: str) -> Any:
     except (ImportError, OSError) as error:
         first_line = (str(error).splitlines() or [""])[0][:200]
         raise ConfigError(
-            f"Segmenting neurons needs {package}, which cannot be imported ({first_line}). "
-            "`pip install 'wsi_dino[em]'`"
+            f"Segmenting neurons needs {package}, which cannot be imported ({first_line}). `pip install 'wsi_dino[em]'`"
         ) from error

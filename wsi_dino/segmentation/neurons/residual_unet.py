@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -44,7 +45,7 @@ class ResidualUNet(nn.Module):
         self.multiple = 2 ** (len(widths) - 1)
         self.entry = nn.Conv3d(1, widths[0], (1, 5, 5), padding=(0, 2, 2))
         self.down = nn.ModuleList(_Residual(a, b) for a, b in zip((widths[0], *widths), widths, strict=False))
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))[::-1]
+        pairs = list(itertools.pairwise(widths))[::-1]
         self.up = nn.ModuleList(nn.ConvTranspose3d(b, a, (1, 2, 2), stride=(1, 2, 2)) for a, b in pairs)
         self.joined = nn.ModuleList(_Residual(a, a) for a, _ in pairs)
         self.last = nn.Conv3d(widths[0], n_outputs, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from wsi_dino.claims import try_claim
@@ -38,7 +39,9 @@ def segment_neurons(request: EmRequest, dataset: EmDataset, told: Told) -> dict[
     layout = EmLayout(RunFolder(request.run), dataset.name, request.label)
     claim = try_claim(layout.run.claim_path("em", f"{dataset.name}/{request.label}"))
     if claim is None:
-        raise ConfigError(f"Segmenting into {layout.results}: another process is at work there. Wait, or give --as NAME.")
+        raise ConfigError(
+            f"Segmenting into {layout.results}: another process is at work there. Wait, or give --as NAME."
+        )
     try:
         return _stages(Experiment(request, dataset, layout, StageRows(layout), told))
     finally:
@@ -62,7 +65,7 @@ def _stages(experiment: Experiment) -> dict[str, Any]:
     request, rows = experiment.request, experiment.rows
     learner = make_learner(request, experiment.layout, experiment.told.advance)
     keys = {"affinities": affinity_key(experiment, learner.identity())}
-    for before, stage in zip(STAGES[:2], STAGES[1:3], strict=True):
+    for before, stage in itertools.pairwise(STAGES[:3]):
         keys[stage] = experiment.key(stage, keys[before])
     work = {
         "affinities": lambda: make_affinities(experiment, learner, keys["affinities"]),

@@ -37,18 +37,17 @@ def writing_volume(
 
     sides = [min(side, _CHUNK_PX) for side in shape[-2:]]
     chunks = (*shape[:-3], 1, *sides)
-    with write_atomically(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            dataset = file.create_dataset(
-                key, shape=tuple(shape), dtype=dtype, chunks=chunks, compression="gzip", compression_opts=1,
-                shuffle=True, fletcher32=True,
-            )  # fmt: skip
-            dataset.attrs.update(attributes)
+    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+        dataset = file.create_dataset(
+            key, shape=tuple(shape), dtype=dtype, chunks=chunks, compression="gzip", compression_opts=1,
+            shuffle=True, fletcher32=True,
+        )  # fmt: skip
+        dataset.attrs.update(attributes)
 
-            def write(first: int, sections: np.ndarray) -> None:
-                dataset[..., first : first + sections.shape[-3], :, :] = sections
+        def write(first: int, sections: np.ndarray) -> None:
+            dataset[..., first : first + sections.shape[-3], :, :] = sections
 
-            yield write
+        yield write
 
 
 def read_volume(path: Path, key: str) -> np.ndarray:
