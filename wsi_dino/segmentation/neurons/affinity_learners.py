@@ -39,8 +39,6 @@ N_KEPT = len(NEAREST)
 class AffinityLearner(Protocol):
     """A way to affinities."""
 
-    spec: AffinitySpec
-
     def identity(self) -> Any:
         """Return what decides the answer beside spec, training volume and seed."""
 

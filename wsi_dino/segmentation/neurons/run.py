@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 from wsi_dino.claims import try_claim
@@ -65,8 +64,8 @@ def _stages(experiment: Experiment) -> dict[str, Any]:
     request, rows = experiment.request, experiment.rows
     learner = make_learner(request, experiment.layout, experiment.told.advance)
     keys = {"affinities": affinity_key(experiment, learner.identity())}
-    for before, stage in itertools.pairwise(STAGES[:3]):
-        keys[stage] = experiment.key(stage, keys[before])
+    keys["fragments"] = experiment.key("fragments", keys["affinities"])
+    keys["agglomerate"] = experiment.key("agglomerate", keys["fragments"])
     work = {
         "affinities": lambda: make_affinities(experiment, learner, keys["affinities"]),
         "fragments": lambda: make_fragments(experiment, keys["fragments"]),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 import numpy as np
 import numpy.typing as npt
@@ -58,13 +59,15 @@ def _as_float(affinities: np.ndarray) -> npt.NDArray[np.float32]:
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Keep what C++ prints off stdout, which may hold one JSON object and nothing else."""
+    """Keep what Python, C and C++ print there off stdout, which may hold one JSON object and nothing else."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
-        with open(os.devnull, "wb") as nowhere:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
             os.dup2(nowhere.fileno(), 1)
-            yield
+            with redirect_stdout(nowhere):
+                yield
     finally:
+        ctypes.CDLL(None).fflush(None)  # what C holds back would come out later
         os.dup2(kept, 1)
         os.close(kept)
