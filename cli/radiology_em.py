@@ -200,7 +200,7 @@ def _dataset(given: dict[str, Any]) -> EmDataset:
     if given["dataset"] is not None:
         if any(files.values()) or given["root"] is None:
             raise ConfigError(f"--dataset {given['dataset']}: give --root DIR beside it, and no files of your own.")
-        return open_dataset(given["dataset"], given["root"], ac3_end=given["ac3_sections"].value, **options)
+        return open_dataset(given["dataset"], given["root"], ac3_end=given["ac3_sections"], **options)
     missing = [f"--{key.replace('_', '-')}" for key, value in files.items() if value is None]
     if missing:
         raise ConfigError(f"Name --dataset and --root, or all four files; missing: {', '.join(missing)}.")
@@ -220,14 +220,14 @@ def _request(given: dict[str, Any]) -> EmRequest:
     try:
         affinities = AffinitySpec(
             upscale=given["upscale"], tile_px=given["size"], layers=_layers(given["layers"]),
-            decoder=given["decoder"].value, image_skip=given["image_skip"], n_views=given["views"],
+            decoder=given["decoder"], image_skip=given["image_skip"], n_views=given["views"],
             long_range=given["long_range"], window_sections=given["window_sections"],
             window_voxels=given["window_voxels"], steps=given["steps"], learning_rate=given["lr"], seed=given["seed"],
         )  # fmt: skip
         return EmRequest(
             run=given["run"], encoder=given["encoder"], encoder_settings=settings, called=given["called"],
-            affinities=affinities, fragments=FragmentSpec(method=given["fragments"].value),
-            agglomeration=AgglomerationSpec(**joining), stage=None if given["stage"] is None else given["stage"].value,
+            affinities=affinities, fragments=FragmentSpec(method=given["fragments"]),
+            agglomeration=AgglomerationSpec(**joining), stage=given["stage"],
             optimistic=given["optimistic"], with_zarr=given["zarr"], with_floors=given["floors"],
             device=str(given["device"]), workers=given["workers"],
         )  # fmt: skip
