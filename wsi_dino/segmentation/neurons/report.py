@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi_dino.errors import VolumeError
 from wsi_dino.evaluation.pictures import MARKERS, SERIES, Picture
 from wsi_dino.evaluation.report import picture_uri
 from wsi_dino.segmentation.feature_stack import Box
@@ -110,9 +111,9 @@ def _study_picture(others: Sequence[Mapping[str, Any]]) -> Picture:
             axes.axvline(floor["voi"], color="#1b1f24", linestyle="--", linewidth=1, label="grey values, VOI")
         axes.invert_yaxis()
         axes.set_xlabel("bits, on the test sections")
-        axes.legend()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
 
-    size = 7.4, 1.4 + 0.35 * len(names)
+    size = 7.4, 1.6 + 0.4 * len(names)
     return Picture("study", "VOI against encoder, up-scaling, layers and decoder: all results of this run.", size, draw)
 
 
@@ -162,7 +163,7 @@ def _features(given: ReportInput) -> list[dict[str, Any]]:
     box = Box((z, z + 1), _cells(row_cells), _cells(col_cells))
     try:
         crop = maps.crop(box)
-    except Exception:  # maps were removed to save space: the page is whole without them
+    except VolumeError:  # maps were removed to save space: the page is whole without them
         return []
     numbers = learner.encoder.layer_numbers
     return [
@@ -180,7 +181,8 @@ def _cells(positions: np.ndarray) -> tuple[int, int]:
 
 def _settings(metrics: Mapping[str, Any]) -> dict[str, str]:
     protocol = metrics["protocol"]
-    spec = {key: value for key, value in protocol["affinities"].items() if value is not None}
+    of_maps = {"upscale", "tile_px", "layers", "decoder", "image_skip", "n_views"} if protocol["supervised"] else set()
+    spec = {key: value for key, value in protocol["affinities"].items() if value is not None and key not in of_maps}
     return {
         "split": protocol["split"],
         "shapes": ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in protocol["shapes"].items()),

@@ -56,21 +56,27 @@ def read_volume(path: Path, key: str) -> np.ndarray:
     Raises:
         VolumeError: the file is missing or broken.
     """
+    with _opened(path, key) as dataset:
+        return np.asarray(dataset[()])
+
+
+@contextmanager
+def _opened(path: Path, key: str) -> Iterator[Any]:
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            return np.asarray(file[key][()])
+            yield file[key]
     except (OSError, KeyError) as error:
-        raise VolumeError(f"Reading {path}: missing or broken ({error}). Run the same command again.") from error
+        raise VolumeError(
+            f"Reading {path}: missing or broken ({error}). Remove it and run the same command again."
+        ) from error
 
 
 def read_section(path: Path, key: str, z: int) -> np.ndarray:
-    """Return section `z` of ``(..., z, y, x)``."""
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        return np.asarray(file[key][..., z, :, :])
+    """Return section `z` of ``(..., z, y, x)``; raises as `read_volume`."""
+    with _opened(path, key) as dataset:
+        return np.asarray(dataset[..., z, :, :])
 
 
 def write_merges(path: Path, merges: Merges) -> None:
