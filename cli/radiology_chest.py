@@ -224,6 +224,13 @@ def chest_xray(
     bootstrap: Annotated[
         int, _option(_JUDGING, "--bootstrap", min=100, help="Resamples of patients.  [default: 1000]")
     ] = 1000,
+    pictures: Annotated[
+        bool,
+        _option(
+            _JUDGING, "--pictures/--no-pictures",
+            help="Images, patches and similarities in the report; they take some encoding.  [default: yes]",
+        ),
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Learn labels of radiographs from frozen features, and judge by every convention.
@@ -256,7 +263,7 @@ def chest_xray(
     images = _images(dataset, root, split, labels or [], missing, limit)
     view = {"aspect": aspect.value, "crop_fraction": crop_fraction, "intensity": intensity.value}
     asked = Asked(RunFolder(run), images, settings, tuple(dict.fromkeys(size or [])), view,
-                  _spec(probe, judging, folds, seed), task, device, workers, _command())  # fmt: skip
+                  _spec(probe, judging, folds, seed), task, device, workers, _command(), pictures)  # fmt: skip
     _say_images(images)
     results, failures = run_study(asked)
     folder = asked.folder
@@ -330,9 +337,9 @@ def _read(dataset: str, root: Path, split: SplitName, labels: Sequence[str]) -> 
         images = read_nih14(root, use_lists=split != SplitName.folds)
         return images.with_labels(labels) if labels else images
     if dataset == "rsna":
-        from wsi_dino.radiology.datasets.rsna import read_rsna
+        from wsi_dino.radiology.datasets.rsna import MgcaSplit, read_rsna
 
-        rule = "detection" if split == SplitName.detection else "classification"
+        rule: MgcaSplit = "detection" if split == SplitName.detection else "classification"
         images = read_rsna(root, split=None if split == SplitName.folds else rule)
         return images.with_labels(labels) if labels else images
     from wsi_dino.radiology.datasets.image_table import read_image_table

@@ -33,6 +33,7 @@ class Asked:
         device: where encoders run.
         workers: threads.
         command: as typed, for the report.
+        with_pictures: show images, patches and similarities in the report.
     """
 
     run: RunFolder
@@ -45,6 +46,7 @@ class Asked:
     device: str
     workers: int
     command: str
+    with_pictures: bool = True
 
     @property
     def folder(self) -> Path:
@@ -60,7 +62,8 @@ def run_study(asked: Asked) -> tuple[list[dict[str, Any]], dict[str, str]]:
     What cannot work (a size that an encoder does not take) is refused before anything is computed.
     """
     plan = [(settings, view) for settings in asked.encoders for view in _views(asked, settings)]
-    results, failures = [], {}
+    results: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
     for settings, view in plan:
         console.say(f"{settings['name']} at {view.size_px} px")
         result, failed = _one(asked, settings, view)
@@ -121,6 +124,9 @@ def _one(asked: Asked, settings: Mapping[str, Any], view: ChestView) -> tuple[di
     combination = Combination(asked.images, encoder, view, features, asked.task)
 
     def render(metrics: Mapping[str, Any], folds: Sequence[Any], models: Sequence[Any]) -> str:
-        return render_chest_page(metrics, folds, (), asked.command)
+        from wsi_dino.radiology.chest_pictures import chest_pictures
+
+        pictures = chest_pictures(combination, metrics, folds) if asked.with_pictures else ()
+        return render_chest_page(metrics, folds, pictures, asked.command)
 
     return judge(asked.run, combination, asked.spec, render=render), features.failures

@@ -136,6 +136,9 @@ def ct(
         list[str] | None,
         _option(_PIXELS, "--labels", help="Labels to learn, separated by commas or repeated.  [default: all]"),
     ] = None,
+    task: Annotated[
+        str, _option(_PIXELS, "--task", help="Name of these labels: their results get a folder of that name.")
+    ] = "",
     baseline: Annotated[
         list[str] | None,
         _option(_PIXELS, "--baseline", help="Column of numbers whose AUC is told beside; may be repeated."),
@@ -251,6 +254,7 @@ def ct(
         sizes=tuple(dict.fromkeys(size or ())),
         view={"window": window, "aspect": aspect.value, "hu": hu.value},
         spec=spec,
+        task=task,
         shard=_shard(shard),
         device=device,
         workers=workers,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from wsi_dino.cli import console
 
 if TYPE_CHECKING:
+    from wsi_dino.encoders.encoder import Encoder
     from wsi_dino.radiology.ct_embedding import CtEmbedOutcome
     from wsi_dino.radiology.ct_features import CtFeatures
     from wsi_dino.radiology.ct_folds import CtSpec, ProbedFolds
@@ -36,6 +37,7 @@ class CtAsked:
         sizes: sides in px; none for each encoder's own.
         view: fields of `SliceSpec` as typed.
         spec: how features become figures.
+        task: name of these labels, or "".
         shard: part and number of parts to encode, or None.
         device: where encoders run.
         workers: threads of the encoder.
@@ -49,6 +51,7 @@ class CtAsked:
     sizes: tuple[int, ...]
     view: Mapping[str, str]
     spec: CtSpec
+    task: str
     shard: tuple[int, int] | None
     device: str
     workers: int
@@ -58,9 +61,9 @@ class CtAsked:
     @property
     def folder(self) -> Path:
         """Of all results."""
-        from wsi_dino.run_folder import safe_name
+        from wsi_dino.radiology.chest_run import task_folder
 
-        return self.run.path / "radiology" / safe_name(self.table.name)
+        return task_folder(self.run, self.table.name, self.task)
 
 
 def run_ct(asked: CtAsked) -> tuple[list[dict[str, Any]], int]:
@@ -119,7 +122,7 @@ def _one(
     reasons = {str(row["volume_id"]): str(row["reason"]) for row in outcome.failed}
     if asked.shard is not None:
         return _shard_result(asked, outcome), reasons
-    return _judged(asked, features, outcome), reasons
+    return _judged(asked, features, encoder, outcome), reasons
 
 
 def _of_shard(rows: Sequence[VolumeRow], shard: tuple[int, int] | None) -> Sequence[VolumeRow]:
@@ -137,17 +140,16 @@ def _shard_result(asked: CtAsked, outcome: CtEmbedOutcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _judged(asked: CtAsked, features: CtFeatures, outcome: CtEmbedOutcome) -> dict[str, Any]:
-    from wsi_dino.radiology.ct_page import contact_sheet, render_ct_page
+def _judged(asked: CtAsked, features: CtFeatures, encoder: Encoder, outcome: CtEmbedOutcome) -> dict[str, Any]:
+    from wsi_dino.radiology.ct_page import render_ct_page
+    from wsi_dino.radiology.ct_pictures import ct_pictures
     from wsi_dino.radiology.ct_task import CtTask, judge_volumes
 
-    task = CtTask(asked.table, features, {str(row["volume_id"]): row for row in outcome.rows}, asked.spec)
+    task = CtTask(asked.table, features, {str(row["volume_id"]): row for row in outcome.rows}, asked.spec, asked.task)
     features.run.write_table(task.folder / "volumes.csv", outcome.rows, _VOLUME_COLUMNS)
 
     def render(metrics: Mapping[str, Any], probed: ProbedFolds) -> str:
-        side, interpolation = int(features.identity["input_px"]), features.record.interpolation
-        sheet = contact_sheet(task.used, features.spec, side, interpolation)
-        return render_ct_page(metrics, probed, [] if sheet is None else [sheet], asked.command)
+        return render_ct_page(metrics, probed, ct_pictures(task.used, features.spec, encoder), asked.command)
 
     return judge_volumes(task, render)
 

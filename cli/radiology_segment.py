@@ -73,7 +73,7 @@ class EmptyOption(StrEnum):
 
     nan = "nan"
     inf = "inf"
-    diagonal = "diagonal"
+    image_diagonal = "image_diagonal"
 
 
 def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:

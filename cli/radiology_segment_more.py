@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from wsi_dino.cli.options import Device, DeviceOption, JsonOption, WorkersOption
 from wsi_dino.cli.radiology_segment import SchemeOption
 from wsi_dino.errors import ConfigError, VolumeError
 from wsi_dino.run_folder import safe_name
+
+if TYPE_CHECKING:
+    from wsi_dino.segmentation.prediction import Predictor
 
 _ENDINGS = (".nii.gz", ".nii")
 
@@ -54,13 +57,26 @@ def segment_predict(
     Writes one label map a volume, on exactly the grid of its first channel. Exit code 1 when one could not be
     segmented.
     """
-    from wsi_dino.segmentation.prediction import open_predictor, predict_file
+    from wsi_dino.segmentation.prediction import open_predictor
 
     settings: dict[str, Any] = {"weights": weights, "weights_dir": weights_dir, "random_weights": random_weights}
     given = {key: value for key, value in settings.items() if value is not None}
     predictor = open_predictor(model, device=str(device), workers=workers, folds=fold, **given)
-    volumes = _volumes(images, len(predictor.channels))
-    rows: list[dict[str, Any]] = []
+    rows = _predict_all(predictor, _volumes(images, len(predictor.channels)), output)
+    failed = [row for row in rows if row["status"] == "failed"]
+    if as_json:
+        console.print_json({"volumes": rows, "n_failed": len(failed), "classes": predictor.facts.classes})
+    else:
+        console.print_table(rows, ["image", "status", "labels"])
+    for row in failed:
+        console.say(f"failed: {row['image']}: {row['message']}")
+    console.leave(len(failed))
+
+
+def _predict_all(predictor: Predictor, volumes: dict[str, list[Any]], output: Path) -> list[Any]:
+    from wsi_dino.segmentation.prediction import predict_file
+
+    rows: list[Any] = []
     with console.progress("segmenting", len(volumes), "volumes") as progress:
         for name, files in volumes.items():
             target = output / f"{safe_name(name)}.nii.gz"
@@ -70,14 +86,7 @@ def segment_predict(
             except VolumeError as error:
                 rows.append({"image": name, "status": "failed", "labels": None, "message": str(error)})
             progress(1, text=name)
-    failed = [row for row in rows if row["status"] == "failed"]
-    if as_json:
-        console.print_json({"volumes": rows, "n_failed": len(failed), "classes": predictor.facts.classes})
-    else:
-        console.print_table(rows, ["image", "status", "labels"])
-    for row in failed:
-        console.say(f"failed: {row['image']}: {row['message']}")
-    console.leave(len(failed))
+    return rows
 
 
 def _volumes(images: list[Path], n_channels: int) -> dict[str, list[Any]]:

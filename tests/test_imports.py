@@ -37,7 +37,8 @@ _ALLOWED: dict[str, set[str]] = {
     "cli": _FOUNDATION
     | _RUN
     | _LOWER
-    | {"pathology", "mil", "radiology", "segmentation", "volumes", "file_check", "run_check", "install_check", "configs"},
+    | {"pathology", "mil", "radiology", "segmentation", "volumes"}
+    | {"file_check", "run_check", "install_check", "configs"},
 }
 _HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "cv2", "matplotlib", "lifelines", "scipy", "tiatoolbox")
 _HEAVY += ("nibabel", "pydicom", "SimpleITK")
@@ -104,7 +105,17 @@ print("LOADED", *sorted(name for name in {heavy!r} if name in sys.modules))
 """
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["tile", "--help"], ["embed", "--help"], ["mil", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["tile", "--help"],
+        ["embed", "--help"],
+        ["mil", "--help"],
+        ["radiology", "ct", "--help"],
+        ["radiology", "segment", "--help"],
+    ],
+)
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     output = _python(_HELP.format(arguments=arguments, heavy=_HEAVY), tmp_path)
     assert output.splitlines()[-1] == "LOADED"

@@ -228,7 +228,7 @@ def test_probe_finds_a_planted_signal(optimiser: Any, standardise: bool) -> None
 def test_probe_takes_adams_steps() -> None:
     """One batch, one label, one feature: the same numbers as Adam written out."""
     x, y = np.array([[1.0], [2.0], [-1.0]], np.float32), np.array([[1.0], [1.0], [0.0]])
-    model = fit_linear_probe(x, y, LinearProbeSpec(n_epochs=3, standardise=False))
+    model = fit_linear_probe(x, y, LinearProbeSpec(n_epochs=3, standardise=False, initial_bias="zero"))
     w = b = 0.0
     first, second = np.zeros(2), np.zeros(2)
     for step in range(1, 4):
@@ -239,6 +239,13 @@ def test_probe_takes_adams_steps() -> None:
         w, b = w - move[0], b - move[1]
     assert model.weight[0, 0] == pytest.approx(w, rel=1e-5)
     assert model.bias[0] == pytest.approx(b, rel=1e-5)
+
+
+def test_without_a_signal_scores_are_the_share_of_positives() -> None:
+    random = np.random.default_rng(0)
+    features, targets = np.zeros((300, 4)), (random.random((300, 1)) < 0.1).astype(float)
+    score = fit_linear_probe(features, targets, LinearProbeSpec(n_epochs=1)).scores(features)
+    assert score[0, 0] == pytest.approx(targets.mean(), abs=0.01)
 
 
 def test_labels_do_not_touch_each_other() -> None:
@@ -276,6 +283,8 @@ def test_value_is_the_mean_over_folds_and_lies_in_its_interval() -> None:
         auc = result["labels"][name]["auc"]
         assert auc["value"] == pytest.approx(expected)
         assert auc["low"] < auc["value"] < auc["high"]
+    for figure in [*result["summary"].values(), *(label["average_precision"] for label in result["labels"].values())]:
+        assert figure["low"] <= figure["value"] <= figure["high"]
     macro = np.mean([result["labels"][name]["auc"]["value"] for name in "abc"])
     assert result["summary"]["auc_macro"]["value"] == pytest.approx(macro)
     assert evaluate_labels(folds, ["a", "b", "c"], EvaluationSpec(n_resamples=200)) == result

@@ -298,3 +298,9 @@ def test_a_volume_without_geometry_cannot_be_made(hu: np.ndarray) -> None:
         Volume(hu, (0.0, 1.0, 1.0), np.eye(4), _METADATA, "already")
     with pytest.raises(VolumeError, match="n_slices"):
         Volume(hu[0], SPACING_MM, np.eye(4), _METADATA, "already")
+
+
+def test_looking_at_hu_changes_nothing(hu: np.ndarray) -> None:
+    volume = Volume(np.ascontiguousarray(hu + 1024.0, np.float32), SPACING_MM, np.eye(4), _METADATA, "applied")
+    assert (volume.hu() == hu).all()
+    assert (volume.hu() == hu).all()

@@ -28,8 +28,9 @@ class EncoderSpec(BaseModel):
         input_multiple_px: other sides are allowed when they are a multiple of this; None forbids others.
         max_input_px: the largest side allowed; None sets no limit.
         crop_fraction: share of the side that the authors' own preparation keeps after its resize (224 of
-            256 px: 0.875). Tiles are cut to what an encoder sees, so that nothing is cropped here; it is
-            applied to whole images, which are shown as their authors showed them.
+            256 px: 0.875). Tiles are cut to what an encoder sees, so that nothing is cropped of them. Whole
+            images (radiographs) are shown whole by default, since findings lie at their edges too, and as the
+            authors showed theirs where ``--crop-fraction record`` asks for it.
         dimensions: 2 for images; 3 for networks that take a volume: listed for comparison, run by none
             of the slide commands.
         takes: what goes in, in words, where it is not one RGB image of `input_px`.

@@ -101,7 +101,7 @@ def evaluate_labels(
 
     A figure is the mean over the folds in which it is defined. Its interval is the percentile bootstrap over
     patients, drawn with replacement within each fold, the same draws for every figure; a draw in which it is not
-    defined is left out.
+    defined is left out. That of average precision is moved by the mean shift of the draws.
 
     Args:
         folds: at least one.
@@ -169,7 +169,10 @@ def _figures(
     ones = [compute(fold, np.ones((1, len(fold.y_true))))[0] for fold in drawn]
     replicates = cv_replicates(drawn, compute, n_resamples=spec.n_resamples, seed=spec.seed)
     by_fold = np.stack(ones)
-    table = {key: _interval(by_fold[:, i], replicates[:, i]) for i, key in enumerate(keys)}
+    table = {
+        key: _interval(by_fold[:, i], replicates[:, i], centred=key[0] == "average_precision")
+        for i, key in enumerate(keys)
+    }
     means = {key: _mean_of_known(by_fold[:, i]) for i, key in enumerate(keys)}
     drawn_of = {key: replicates[:, i] for i, key in enumerate(keys)}
     return table | _macro_rankings(means, drawn_of, main, label_names, spec.min_positives)
@@ -199,7 +202,8 @@ def _macro_rankings(
         drawn = _weighted_mean(np.stack([replicates[key] for key in keys], axis=1), weight)
         for key in taken:  # a mean over fewer labels would be another figure
             drawn = np.where(np.isnan(replicates[key]), np.nan, drawn)
-        table["overall", name] = {**_interval(value, drawn), "n_folds": len(folds), "n_labels": len(taken)}
+        interval = _interval(value, drawn, centred=kind == "average_precision")
+        table["overall", name] = {**interval, "n_folds": len(folds), "n_labels": len(taken)}
     return table
 
 
@@ -235,14 +239,20 @@ def _columns(
     return table
 
 
-def _interval(by_fold: np.ndarray, replicates: np.ndarray) -> dict[str, Any]:
+def _interval(by_fold: np.ndarray, replicates: np.ndarray, *, centred: bool = False) -> dict[str, Any]:
+    """Summarise a figure; `centred` takes the mean shift of the draws off its interval.
+
+    An image drawn twice ties with itself, which raises average precision where positives are few: the plain interval
+    may then lie above the value.
+    """
     known, drawn = by_fold[~np.isnan(by_fold)], ~np.isnan(replicates)
     if not len(known):
         return {"value": None, "low": None, "high": None, "n_folds": 0}
     figure = {"value": float(known.mean()), "low": None, "high": None, "n_folds": len(known)}
     if drawn.mean() < _MIN_DEFINED:
         return figure | {"why_no_interval": "most draws of patients lack a class of a label"}
-    low, high = (float(bound) for bound in percentile_bounds(replicates[drawn]))
+    shift = float(replicates[drawn].mean() - known.mean()) if centred else 0.0
+    low, high = (float(bound) - shift for bound in percentile_bounds(replicates[drawn]))
     return figure | {"low": low, "high": high}
 
 

@@ -15,10 +15,12 @@ _GRID = np.linspace(0, 1, 201)
 _STYLES = ("-", "--", ":")
 
 
-def forest_picture(labels: Mapping[str, Any], check: Mapping[str, Any] | None = None) -> Picture:
+def forest_picture(
+    labels: Mapping[str, Any], check: Mapping[str, Any] | None = None, model: str = "linear probe"
+) -> Picture:
     """Return the AUC of every label with its interval, that of the check (`metrics["check"]`) below it."""
     others = (check or {}).get("labels", {})
-    series = [("linear probe", {name: label["auc"] for name, label in labels.items()})]
+    series = [(model, {name: label["auc"] for name, label in labels.items()})]
     if others:
         series.append((str((check or {})["model"]), {name: label["auc"] for name, label in others.items()}))
 

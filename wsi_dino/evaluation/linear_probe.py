@@ -33,7 +33,9 @@ class LinearProbeSpec(BaseModel):
         weight_decay: L2 for ``sgd`` and ``adam``, decoupled for ``adamw``; the paper names none.
         schedule: ``constant``, or ``cosine`` down to 0 over all steps.
         standardise: bring each feature to mean 0 and deviation 1 of the training images.
-        seed: of the order of the images; weights start at 0.
+        initial_bias: ``prior`` starts each label at its share of the training images, ``zero`` at one half. With few
+            images there are few steps, and from one half scores would stay near it. Weights start at 0.
+        seed: of the order of the images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +47,7 @@ class LinearProbeSpec(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     standardise: bool = True
+    initial_bias: Literal["prior", "zero"] = "prior"
     seed: int = 0
 
 
@@ -113,7 +116,7 @@ def fit_linear_probe(features: np.ndarray, targets: np.ndarray, spec: LinearProb
     x, y = torch.from_numpy(features), torch.from_numpy(np.nan_to_num(targets))
     known = torch.from_numpy((~np.isnan(targets)).astype(np.float32))
     weight = torch.zeros(features.shape[1], targets.shape[1], requires_grad=True)
-    bias = torch.zeros(targets.shape[1], requires_grad=True)
+    bias = torch.from_numpy(_first_bias(targets, spec)).requires_grad_()
     step, losses = _stepper([weight, bias], spec, len(x)), []
     random = torch.Generator().manual_seed(spec.seed)
     for _ in range(spec.n_epochs):
@@ -130,6 +133,14 @@ def fit_linear_probe(features: np.ndarray, targets: np.ndarray, spec: LinearProb
         losses.append(total / max(float(known.sum()), 1.0))
     facts = {"model": "linear probe", **spec.model_dump(), "train_loss_first": losses[0], "train_loss_last": losses[-1]}
     return LinearModel(weight.detach().numpy(), bias.detach().numpy(), mean, std, facts)
+
+
+def _first_bias(targets: np.ndarray, spec: LinearProbeSpec) -> np.ndarray:
+    """Return float32 ``(n_labels,)``: the log odds of each label among known cells, as of one image more of each."""
+    if spec.initial_bias == "zero":
+        return np.zeros(targets.shape[1], np.float32)
+    n_positive, n_negative = ((targets == value).sum(0) + 1 for value in (1, 0))
+    return np.log(n_positive / n_negative).astype(np.float32)
 
 
 def _stepper(parameters: list[Any], spec: LinearProbeSpec, n: int) -> Any:

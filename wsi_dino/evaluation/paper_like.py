@@ -61,7 +61,7 @@ def paper_like(
         ``auc_macro``, ``note`` and ``printed``.
     """
     rows = [row for fold_set, name in _label_sets(folds, label_names, no_finding) for row in _rows(fold_set, name)]
-    rows.sort(key=lambda row: row["distance"])
+    n_tried, rows = len(rows), sorted(_merged(rows), key=lambda row: row["distance"])
     ones = [np.ones((1, len(fold.targets))) for fold in folds]
     aucs = [
         float(np.nanmean(label_aucs(_cut(fold, np.full(fold.scores.shape[1], 0.5)), one)[0]))
@@ -73,11 +73,20 @@ def paper_like(
         for name, (a, p, r) in PRINTED.items()
     ]
     return {
-        "note": NOTE.format(n=len(rows)),
+        "note": NOTE.format(n=n_tried),
         "printed": printed,
         "auc_macro": float(np.mean(aucs)) if aucs else None,
         "rows": rows[:shown],
     }
+
+
+def _merged(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Make one row of two that differ in what 0/0 counts as alone, and in no figure."""
+    kept: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = tuple(value for name, value in row.items() if name != "zero_division")
+        kept[key] = row | ({"zero_division": "0 or 1"} if key in kept else {})
+    return list(kept.values())
 
 
 _Sets = Iterator[tuple[Sequence[FoldScores], str]]

@@ -85,7 +85,7 @@ def render_radiology(page: RadiologyPage) -> str:
     return environment.from_string(source).render(
         **_context(page),
         **_conventions(metrics),
-        forest=Markup(forest_picture(metrics["labels"], metrics.get("check")).page_svg()),
+        forest=Markup(forest_picture(metrics["labels"], metrics.get("check"), _model(metrics)).page_svg()),
         roc=Markup(label_roc_picture(page.folds, names).page_svg()),
         pictures=[
             {"title": picture.title, "caption": picture.caption, "uri": picture_uri(picture.pixels)}
@@ -94,15 +94,20 @@ def render_radiology(page: RadiologyPage) -> str:
     )
 
 
+def _model(metrics: Mapping[str, Any]) -> str:
+    return str(metrics["protocol"].get("model", "linear probe"))
+
+
 def _context(page: RadiologyPage) -> dict[str, Any]:
     metrics = page.metrics
     check = metrics.get("check") or {"model": "-", "labels": {}, "summary": {}}
     failures = metrics["images"].get("failures", [])
     return {
         "title": page.title,
+        "unit": page.unit,
         "headline": headline(metrics, page.unit),
         "notes": metrics["notes"],
-        "check_title": str(check["model"]).replace(" by ", ", "),
+        "check_title": "check",
         "rows": [_row(name, label, check) for name, label in metrics["labels"].items()],
         "totals": _totals(metrics["summary"], check["summary"]),
         "rare_note": "",

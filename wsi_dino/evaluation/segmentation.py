@@ -1,304 +1,348 @@
-"""Metrics of segmented volumes: overlap, distance of surfaces in mm, volumes; what happens to empty masks is named."""
+"""Figures of merit of segmentation masks; each convention where masks are empty has a name of its own.
+
+Two Dice columns: ``dice_nn`` is 0/0 (NaN) when truth and prediction are both empty, as nnU-Net counts; ``dice_1`` is 1
+there. Where only one is empty, both are 0. Distances are in millimetres between centres of surface voxels, so there is
+no distance without a spacing. Sets with other conventions: autoPET (false volumes of whole lesions) and HECKTOR
+(aggregated Dice). A mean is never given without how many patients it is of.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from wsi_dino.errors import ResultError
+from wsi_dino.errors import ConfigError, ResultError
 
-Mask = npt.NDArray[np.bool_]
-Spacing = tuple[float, float, float]
 Definition = Literal["max", "pooled"]
-EmptyPolicy = Literal["nan", "inf", "diagonal"]
-DEFINITIONS: tuple[Definition, ...] = ("max", "pooled")
-EMPTY_POLICIES: tuple[EmptyPolicy, ...] = ("nan", "inf", "diagonal")
-CONVENTIONS = {
-    "dice": "NaN (left out of means) only when truth and prediction are both empty, as nnU-Net does; "
-    "0 when just one of them is",
-    "dice_both_empty_1": "1 when truth and prediction are both empty, as MONAI's ignore_empty=False does",
-    "precision": "voxelwise; NaN when nothing was predicted",
-    "recall": "voxelwise; NaN when the truth is empty",
-}
+EmptyPolicy = Literal["nan", "inf", "image_diagonal"]
+_Box = tuple[slice, ...]
+_NAN = float("nan")
 
 
-@dataclass(frozen=True)
-class ClassScore:
-    """One class of one volume.
-
-    Attributes:
-        dice, dice_both_empty_1, precision, recall: see `CONVENTIONS`.
-        hd95_mm: 95th percentile of surface distances; NaN, infinite or the volume's diagonal when a mask is empty.
-        truth_voxels, predicted_voxels, common_voxels: counts.
-        truth_ml, predicted_ml: volumes.
-    """
-
-    dice: float
-    dice_both_empty_1: float
-    hd95_mm: float
-    precision: float
-    recall: float
-    truth_voxels: int
-    predicted_voxels: int
-    common_voxels: int
-    truth_ml: float
-    predicted_ml: float
-
-    def as_row(self) -> dict[str, float]:
-        """Return the fields as a row of a table."""
-        return asdict(self)
-
-
-def score_class(
-    truth: Mask,
-    predicted: Mask,
-    spacing_mm: Spacing,
-    *,
-    definition: Definition = "max",
-    empty: EmptyPolicy = "nan",
-) -> ClassScore:
-    """Score one class of one volume.
-
-    Args:
-        truth: bool ``(z, y, x)``.
-        predicted: likewise.
-        spacing_mm: (z, y, x).
-        definition: see `hd95_mm`.
-        empty: see `hd95_mm`.
+def check_masks(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return two masks as bool.
 
     Raises:
-        ResultError: the masks differ in shape, or are no bool volumes.
-
-    Examples:
-        >>> truth = np.zeros((1, 2, 4), bool); truth[0, 0] = True
-        >>> half = truth.copy(); half[0, 0, 2:] = False
-        >>> round(score_class(truth, half, (1, 1, 1)).dice, 4)
-        0.6667
+        ResultError: their shapes differ, or one is neither bool nor whole numbers of 0 and 1: scores are no mask,
+            and of a label map one label must be chosen.
     """
-    _require_masks(truth, predicted)
-    n_truth, n_predicted = int(truth.sum()), int(predicted.sum())
-    common = int((truth & predicted).sum())
-    voxel_ml = math.prod(spacing_mm) / 1000
-    dice = _ratio(2 * common, n_truth + n_predicted)
-    return ClassScore(
-        dice=dice,
-        dice_both_empty_1=1.0 if n_truth + n_predicted == 0 else dice,
-        hd95_mm=hd95_mm(truth, predicted, spacing_mm, definition=definition, empty=empty),
-        precision=_ratio(common, n_predicted),
-        recall=_ratio(common, n_truth),
-        truth_voxels=n_truth,
-        predicted_voxels=n_predicted,
-        common_voxels=common,
-        truth_ml=n_truth * voxel_ml,
-        predicted_ml=n_predicted * voxel_ml,
-    )
+    masks = {"truth": np.asarray(truth), "prediction": np.asarray(predicted)}
+    if masks["truth"].shape != masks["prediction"].shape:
+        shapes = " and ".join(str(mask.shape) for mask in masks.values())
+        raise ResultError(f"Comparing masks: truth and prediction must have one shape, got {shapes}.")
+    for name, mask in masks.items():
+        if mask.dtype != bool and not (mask.dtype.kind in "iu" and _is_binary(mask)):
+            found = mask.dtype if mask.dtype.kind not in "iu" else f"values {mask.min()} to {mask.max()}"
+            raise ResultError(f"Comparing masks: the {name} must hold True and False, or 0 and 1, got {found}.")
+    return masks["truth"].astype(bool, copy=False), masks["prediction"].astype(bool, copy=False)
 
 
-def _require_masks(truth: np.ndarray, predicted: np.ndarray) -> None:
-    if truth.shape != predicted.shape or truth.ndim != 3:
-        raise ResultError(
-            f"Scoring a segmentation: expected two volumes (z, y, x) of one shape, got {truth.shape} and "
-            f"{predicted.shape}."
+def _is_binary(mask: np.ndarray) -> bool:
+    return mask.size == 0 or (mask.min() >= 0 and mask.max() <= 1)
+
+
+def check_spacing(spacing_mm: Sequence[float], n_axes: int) -> tuple[float, ...]:
+    """Return the spacing, one positive number for each axis.
+
+    Raises:
+        ConfigError: it is not that.
+    """
+    spacing = tuple(float(step) for step in spacing_mm)
+    if len(spacing) != n_axes or not all(math.isfinite(step) and step > 0 for step in spacing):
+        raise ConfigError(
+            f"Comparing masks: spacing must be {n_axes} positive numbers in mm, one an axis, got {spacing}."
         )
-    if truth.dtype != bool or predicted.dtype != bool:
-        raise ResultError(f"Scoring a segmentation: expected bool masks, got {truth.dtype} and {predicted.dtype}.")
+    return spacing
+
+
+# overlap ----------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Overlap:
+    """Voxels of a truth and a prediction.
+
+    Attributes:
+        tp, fp, fn: in both, in the prediction alone, in the truth alone.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+
+    @property
+    def dice_nn(self) -> float:
+        """Dice, NaN when both masks are empty (nnU-Net's convention).
+
+        Examples:
+            >>> Overlap(8, 2, 2).dice_nn, Overlap(0, 3, 0).dice_nn, Overlap(0, 0, 0).dice_nn
+            (0.8, 0.0, nan)
+        """
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def dice_1(self) -> float:
+        """Dice, 1 when both masks are empty."""
+        return 1.0 if self.tp + self.fp + self.fn == 0 else self.dice_nn
+
+    @property
+    def precision(self) -> float:
+        """Share of the prediction that is right; NaN when it is empty."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def precision_0(self) -> float:
+        """The same, 0 when the prediction is empty though the truth is not; NaN only when both are."""
+        return 0.0 if self.tp + self.fp == 0 and self.fn else self.precision
+
+    @property
+    def recall(self) -> float:
+        """Share of the truth that was found; NaN when it is empty."""
+        return _ratio(self.tp, self.tp + self.fn)
 
 
 def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+    return part / whole if whole else _NAN
 
 
-def hd95_mm(
-    truth: Mask,
-    predicted: Mask,
-    spacing_mm: Spacing,
+def compute_overlap(truth: np.ndarray, predicted: np.ndarray) -> Overlap:
+    """Count voxels of two masks of one shape.
+
+    Raises:
+        ResultError: shapes differ, or one is no mask.
+    """
+    truth, predicted = check_masks(truth, predicted)
+    n_truth, n_predicted = np.count_nonzero(truth), np.count_nonzero(predicted)
+    tp = int(np.count_nonzero(truth & predicted))
+    return Overlap(tp, int(n_predicted) - tp, int(n_truth) - tp)
+
+
+# distances --------------------------------------------------------------------------------------
+def compute_hd95_mm(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    spacing_mm: Sequence[float],
     *,
     definition: Definition = "max",
     empty: EmptyPolicy = "nan",
     percentile: float = 95,
 ) -> float:
-    """Return a percentile of the distances between the surfaces of two masks, in mm.
+    """Return the 95th percentile of the distances between two surfaces, in mm.
 
-    A surface is the voxels of a mask with one of six neighbours outside of it; the edge of the volume counts as
-    outside. Distances are Euclidean between voxel centres, never squared.
+    The surface of a mask are its voxels with a face to the outside (the image's border is outside); distances are
+    between voxel centres. As MONAI and medpy, with linear interpolation of percentiles.
 
     Args:
-        truth: bool ``(z, y, x)``.
-        predicted: likewise.
-        spacing_mm: (z, y, x).
-        definition: ``max`` takes the percentile of each direction and then the larger (MONAI, DeepMind's
-            surface-distance without its area weights); ``pooled`` one percentile over both (medpy).
-        empty: with just one empty mask ``nan``, ``inf`` or ``diagonal`` (of the volume, in mm). With both empty
-            ``nan`` gives NaN and the others 0.
-        percentile: 100 for the Hausdorff distance itself.
+        truth: mask of any number of axes.
+        predicted: mask of the same shape.
+        spacing_mm: size of a voxel along each axis of the arrays, in their order.
+        definition: ``max`` of the percentiles of the two directions (MONAI), or the percentile of both directions
+            ``pooled`` (medpy).
+        empty: what counts when one mask is empty and the other is not: ``nan``, ``inf``, or ``image_diagonal``,
+            which no distance in the image exceeds. Both empty: NaN, whatever is chosen.
+        percentile: 100 gives the Hausdorff distance.
 
     Raises:
-        ResultError: shapes, types, spacing, definition or policy are wrong.
+        ResultError: shapes differ, or one is no mask.
+        ConfigError: spacing, definition, policy or percentile is not one.
 
     Examples:
-        >>> one = np.zeros((1, 1, 5), bool); other = one.copy()
-        >>> one[0, 0, 0] = other[0, 0, 3] = True
-        >>> hd95_mm(one, other, (1.0, 1.0, 1.0))
+        >>> truth, predicted = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
+        >>> truth[0, 0] = predicted[0, 3] = True
+        >>> compute_hd95_mm(truth, predicted, (5.0, 1.0))
         3.0
     """
-    _require_masks(truth, predicted)
-    _require_options(spacing_mm, definition, empty)
-    if not truth.any() or not predicted.any():
-        is_both = not truth.any() and not predicted.any()
-        return _of_empty(truth.shape, spacing_mm, empty, is_both=is_both)
-    box = _bounding_box(truth | predicted)
-    there, back = surface_distances_mm(truth[box], predicted[box], spacing_mm)
+    truth, predicted = check_masks(truth, predicted)
+    spacing = check_spacing(spacing_mm, truth.ndim)
+    _check_choices(definition, empty, percentile)
+    surfaces = [surface_points_mm(mask, spacing) for mask in (truth, predicted)]
+    if any(len(points) == 0 for points in surfaces):
+        return _distance_of_empty(empty, [len(points) for points in surfaces], truth.shape, spacing)
+    ways = _directed_distances(*surfaces)
     if definition == "pooled":
-        return float(np.percentile(np.concatenate([there, back]), percentile))
-    return float(max(np.percentile(there, percentile), np.percentile(back, percentile)))
+        return float(np.percentile(np.concatenate(ways), percentile))
+    return float(max(np.percentile(way, percentile) for way in ways))
 
 
-def _require_options(spacing_mm: Spacing, definition: str, empty: str) -> None:
-    if len(spacing_mm) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing_mm):
-        raise ResultError(f"Measuring surface distances: spacing of {spacing_mm} mm (z, y, x) makes no sense.")
-    if definition not in DEFINITIONS or empty not in EMPTY_POLICIES:
-        raise ResultError(
-            f"Measuring surface distances: definition {definition!r} of {', '.join(DEFINITIONS)}, "
-            f"policy {empty!r} of {', '.join(EMPTY_POLICIES)}."
-        )
+def _check_choices(definition: str, empty: str, percentile: float) -> None:
+    for name, value, known in (("definition", definition, Definition), ("empty", empty, EmptyPolicy)):
+        if value not in get_args(known):
+            raise ConfigError(f"Hausdorff distance: {name} must be one of {', '.join(get_args(known))}, got {value!r}.")
+    if not 0 < percentile <= 100:
+        raise ConfigError(f"Hausdorff distance: the percentile must lie above 0 and at most at 100, got {percentile}.")
 
 
-def _of_empty(shape: tuple[int, ...], spacing_mm: Spacing, empty: EmptyPolicy, *, is_both: bool) -> float:
-    if empty == "nan":
-        return math.nan
-    if is_both:
-        return 0.0
-    diagonal = math.sqrt(sum((n * s) ** 2 for n, s in zip(shape, spacing_mm, strict=True)))
-    return math.inf if empty == "inf" else diagonal
+def _distance_of_empty(
+    empty: EmptyPolicy, n_points: Sequence[int], shape: Sequence[int], spacing_mm: Sequence[float]
+) -> float:
+    if empty == "nan" or not any(n_points):
+        return _NAN
+    return math.inf if empty == "inf" else math.hypot(*(n * step for n, step in zip(shape, spacing_mm, strict=True)))
 
 
-def _bounding_box(mask: Mask) -> tuple[slice, ...]:
-    """Return the box of a mask that is not empty."""
-    sides = []
-    for axis in range(mask.ndim):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        sides.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(sides)
-
-
-def surface_distances_mm(
-    truth: Mask, predicted: Mask, spacing_mm: Spacing
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return for each surface voxel of `predicted` the distance to the truth's surface, and the other way round.
-
-    Neither mask may be empty.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    surface_truth, surface_predicted = _surface(truth), _surface(predicted)
-    to_truth = distance_transform_edt(~surface_truth, sampling=spacing_mm)
-    to_predicted = distance_transform_edt(~surface_predicted, sampling=spacing_mm)
-    return to_truth[surface_predicted], to_predicted[surface_truth]
-
-
-def _surface(mask: Mask) -> Mask:
+def surface_points_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Return centres of the surface voxels of a bool mask, float64 ``(n, n_axes)`` in mm from the first voxel."""
     from scipy.ndimage import binary_erosion
 
-    surface: Mask = mask & ~binary_erosion(mask)
-    return surface
+    box = bounding_box(mask)
+    if box is None:
+        return np.zeros((0, mask.ndim))
+    inside = mask[box]
+    surface = inside & ~binary_erosion(inside)  # what lies outside the box counts as outside the mask
+    first = [side.start for side in box]
+    points: np.ndarray = (np.argwhere(surface) + first) * np.asarray(spacing_mm, np.float64)
+    return points
 
 
-def false_volumes_ml(truth: Mask, predicted: Mask, spacing_mm: Spacing) -> tuple[float, float]:
-    """Return autoPET's false-positive and false-negative volume.
-
-    The volume of predicted components (18-connected) that touch no voxel of the truth, and of components of the
-    truth that touch no predicted voxel (``val_script.py`` of the challenge).
-
-    Examples:
-        >>> truth = np.zeros((1, 1, 9), bool); truth[0, 0, :3] = True
-        >>> predicted = np.zeros_like(truth); predicted[0, 0, 5:7] = True
-        >>> false_volumes_ml(truth, predicted, (10.0, 10.0, 10.0))
-        (2.0, 3.0)
-    """
-    _require_masks(truth, predicted)
-    voxel_ml = math.prod(spacing_mm) / 1000
-    return _untouched(predicted, truth) * voxel_ml, _untouched(truth, predicted) * voxel_ml
-
-
-def _untouched(components_of: Mask, other: Mask) -> int:
-    """Count the voxels of components that share none with `other`."""
-    from scipy.ndimage import generate_binary_structure, label
-
-    if not components_of.any():
-        return 0
-    box = _bounding_box(components_of)
-    labelled, n_components = label(components_of[box], structure=generate_binary_structure(3, 2))
-    sizes = np.bincount(labelled.ravel(), minlength=n_components + 1)
-    sizes[np.unique(labelled[other[box]])] = 0
-    return int(sizes[1:].sum())
-
-
-def aggregated_dice(rows: Iterable[Mapping[str, Any]]) -> float:
-    """Return HECKTOR's aggregated Dice of one class: ``2 sum(common) / sum(truth + predicted)`` over all cases.
-
-    Counts are weighted by the voxel's volume, so that cases of unlike spacing add up; a class that is absent and
-    not predicted adds nothing, rather than NaN.
-
-    Args:
-        rows: one a case, with the fields of `ClassScore`.
+def bounding_box(mask: np.ndarray) -> _Box | None:
+    """Return the smallest box of slices that holds a mask; None when it is empty.
 
     Examples:
-        >>> case = {"truth_voxels": 10, "predicted_voxels": 10, "common_voxels": 8, "truth_ml": 10, "predicted_ml": 10}
-        >>> absent = {"truth_voxels": 0, "predicted_voxels": 0, "common_voxels": 0, "truth_ml": 0, "predicted_ml": 0}
-        >>> aggregated_dice([case, absent])
-        0.8
+        >>> bounding_box(np.array([[0, 0, 0], [0, 1, 1]], bool))
+        (slice(1, 2, None), slice(1, 3, None))
     """
-    common = both = 0.0
-    for row in rows:
-        voxels, volume_ml = row["truth_voxels"] + row["predicted_voxels"], row["truth_ml"] + row["predicted_ml"]
-        common += row["common_voxels"] * (volume_ml / voxels if voxels else 0)
-        both += volume_ml
-    return _ratio(2 * common, both)
+    box = [slice(0, length) for length in mask.shape]
+    for axis in range(mask.ndim):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        # of the axes that are done only their part is looked at
+        found = np.flatnonzero(mask[tuple(box)].any(axis=others))
+        if not len(found):
+            return None
+        box[axis] = slice(int(found[0]), int(found[-1]) + 1)
+    return tuple(box)
 
 
-def mean_over_cases(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
-    """Average one metric over classes, then over cases; NaN and infinity are left out and counted.
+def _directed_distances(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance from each point to the nearest of the other set, both ways.
 
-    Args:
-        rows: one a case and class, with ``case_id``, ``class`` and the metric.
-        name: of the metric.
+    A search tree over surface points is 10 to 50 times as fast as a distance transform of the volume, and as exact.
+    """
+    from scipy.spatial import cKDTree
 
-    Returns:
-        ``mean`` (of each case's mean over its classes that have a value), ``per_class`` (mean over cases),
-        ``n_valid`` and ``n_total`` (case-class pairs), and both per class.
+    # an unbalanced tree: sorted grid points make a balanced one slow to build
+    trees = [cKDTree(points, balanced_tree=False, compact_nodes=False) for points in (first, second)]
+    return trees[1].query(first)[0], trees[0].query(second)[0]
+
+
+# one patient ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class MaskMetrics:
+    """All figures of one mask of one patient; NaN where one is not defined.
+
+    Attributes:
+        dice_nn, dice_1, precision, precision_0, recall: see `Overlap`.
+        hd95_mm: see `compute_hd95_mm`.
+        truth_ml, predicted_ml: volumes.
+    """
+
+    dice_nn: float
+    dice_1: float
+    precision: float
+    precision_0: float
+    recall: float
+    hd95_mm: float
+    truth_ml: float
+    predicted_ml: float
+
+
+def compute_mask_metrics(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    spacing_mm: Sequence[float],
+    *,
+    definition: Definition = "max",
+    empty: EmptyPolicy = "nan",
+) -> MaskMetrics:
+    """Compute all figures of two masks ``(z, y, x)``; arguments and errors as those of `compute_hd95_mm`."""
+    truth, predicted = check_masks(truth, predicted)
+    voxel_ml = voxel_volume_ml(spacing_mm, truth.ndim)
+    overlap = compute_overlap(truth, predicted)
+    return MaskMetrics(
+        overlap.dice_nn, overlap.dice_1, overlap.precision, overlap.precision_0, overlap.recall,
+        compute_hd95_mm(truth, predicted, spacing_mm, definition=definition, empty=empty),
+        (overlap.tp + overlap.fn) * voxel_ml, (overlap.tp + overlap.fp) * voxel_ml,
+    )  # fmt: skip
+
+
+def voxel_volume_ml(spacing_mm: Sequence[float], n_axes: int = 3) -> float:
+    """Return the volume of a voxel in ml; a pixel (two axes) counts as 1 mm deep.
 
     Examples:
-        >>> rows = [{"case_id": "a", "class": "x", "dice": 1.0}, {"case_id": "a", "class": "y", "dice": 0.5},
-        ...         {"case_id": "b", "class": "x", "dice": 0.5}, {"case_id": "b", "class": "y", "dice": math.nan}]
-        >>> summary = mean_over_cases(rows, "dice")
-        >>> summary["mean"], summary["per_class"], summary["n_valid"], summary["n_total"]
-        (0.625, {'x': 0.75, 'y': 0.5}, 3, 4)
+        >>> voxel_volume_ml((3.0, 2.0, 2.0))
+        0.012
     """
-    by_case, by_class = _grouped(rows, "case_id", name), _grouped(rows, "class", name)
-    finite = {key: [value for value in values if math.isfinite(value)] for key, values in by_class.items()}
-    of_cases = [_mean([value for value in values if math.isfinite(value)]) for values in by_case.values()]
+    return math.prod(check_spacing(spacing_mm, n_axes)) / 1000
+
+
+def check_label_maps(truth: np.ndarray, predicted: np.ndarray) -> None:
+    """Check that two maps hold whole numbers.
+
+    Raises:
+        ResultError: one does not.
+    """
+    for name, values in (("truth", truth), ("prediction", predicted)):
+        if values.dtype.kind not in "iub":
+            raise ResultError(f"Comparing label maps: the {name} must hold whole numbers, got {values.dtype}.")
+
+
+def compute_label_metrics(
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    spacing_mm: Sequence[float],
+    labels: Iterable[int],
+    *,
+    definition: Definition = "max",
+    empty: EmptyPolicy = "nan",
+) -> dict[int, MaskMetrics]:
+    """Compute `MaskMetrics` of each label of two label maps.
+
+    Raises:
+        ResultError: shapes differ, or a map does not hold whole numbers.
+        ConfigError: as `compute_hd95_mm`.
+    """
+    check_label_maps(truth, predicted)
     return {
-        "mean": _mean([value for value in of_cases if math.isfinite(value)]),
-        "per_class": {key: _mean(values) for key, values in finite.items()},
-        "n_valid": sum(len(values) for values in finite.values()),
-        "n_total": len(rows),
-        "n_valid_per_class": {key: len(values) for key, values in finite.items()},
-        "n_total_per_class": {key: len(values) for key, values in by_class.items()},
-    }
+        label: compute_mask_metrics(
+            truth == label, predicted == label, spacing_mm, definition=definition, empty=empty
+        )
+        for label in labels
+    }  # fmt: skip
 
 
-def _grouped(rows: Sequence[Mapping[str, Any]], key: str, name: str) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = {}
-    for row in rows:
-        value = row[name]
-        groups.setdefault(str(row[key]), []).append(math.nan if value is None else float(value))
-    return groups
+# many patients ----------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class MeanOfValid:
+    """A figure over patients.
+
+    Attributes:
+        mean, median: of those where it is defined; NaN when it nowhere is. Infinite distances count.
+        n_valid: patients where it is defined.
+        n_total: all patients.
+    """
+
+    mean: float
+    median: float
+    n_valid: int
+    n_total: int
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
+def mean_of_valid(values: Iterable[float]) -> MeanOfValid:
+    """Average a figure over patients, leaving out where it is not defined, and say of how many it is.
+
+    Examples:
+        >>> mean_of_valid([0.5, float("nan"), 0.7])
+        MeanOfValid(mean=0.6, median=0.6, n_valid=2, n_total=3)
+    """
+    all_values = np.array(list(values), np.float64)
+    valid = all_values[~np.isnan(all_values)]
+    if not len(valid):
+        return MeanOfValid(_NAN, _NAN, 0, len(all_values))
+    return MeanOfValid(float(valid.mean()), float(np.median(valid)), len(valid), len(all_values))
+
+
+def summarise_masks(patients: Iterable[MaskMetrics]) -> dict[str, MeanOfValid]:
+    """Average each figure over patients."""
+    rows: list[Mapping[str, Any]] = [asdict(patient) for patient in patients]
+    return {name: mean_of_valid(row[name] for row in rows) for name in MaskMetrics.__dataclass_fields__}

@@ -122,19 +122,20 @@ def embed_images(
     report(total=len(files))
     maker = _ShardMaker(shards, images.root, encoder, view, workers or os.cpu_count() or 1, report)
     features, known = maker.complete(files)
-    failures = _failures(images, maker.failures)
     rows = np.array([pairs[position][0] for position in known], np.int64)
+    failures = _failures(images, maker.failures, set(rows.tolist()))
     seconds = time.perf_counter() - begun
     return ChestFeatures(features, rows, failures, maker.n_encoded, seconds, shards.folder)
 
 
-def _failures(images: ImageSet, reasons: dict[str, str]) -> dict[str, str]:
+def _failures(images: ImageSet, reasons: dict[str, str], done: set[int]) -> dict[str, str]:
+    """Return why each image that is not `done` is not."""
     failures = {}
-    for name, file in zip(images.image_ids, images.files, strict=True):
+    for row, (name, file) in enumerate(zip(images.image_ids, images.files, strict=True)):
         if file is None:
             failures[name] = f"no file of that name below {images.root}"
-        elif file in reasons:
-            failures[name] = reasons[file]
+        elif row not in done:
+            failures[name] = reasons.get(file, "it changed while it was read; run the same command again")
     return failures
 
 
@@ -168,7 +169,7 @@ class _ShardMaker:
             self._encode(files)
             self._shards.scan()
             try:
-                return self._shards.load(files, self._encoder.embed_dim)
+                return self._shards.load(self._root, files, self._encoder.embed_dim)
             except FeatureFileError:
                 if last_try:
                     raise

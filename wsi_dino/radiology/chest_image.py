@@ -101,7 +101,7 @@ def _picture(path: Path, content: bytes) -> np.ndarray:
     import io
     import warnings
 
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -112,6 +112,8 @@ def _picture(path: Path, content: bytes) -> np.ndarray:
                 return _grey(image)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:  # its own text holds an address in memory
+        raise ImageError(f"Reading {path.name}: no image of a known format.") from error
     except Exception as error:  # damaged files bring every kind of error out of the decoders
         raise ImageError(f"Reading {path.name}: damaged, cut off or no image ({error}).") from error
 

@@ -33,8 +33,8 @@ def _facts(metrics: Mapping[str, Any]) -> dict[str, str]:
         f"weights {made['weights_sha256'][:16]} ({made['weights_source']}), {made['precision']}",
         "linear probe": ", ".join(f"{key} {value}" for key, value in probe.items()),
         "logistic regression": f"strengths {check['c_values']}, chosen on validation: {metrics['check']['c']}",
-        "thresholds": f"{evaluation['threshold']} (shown label by label), seed {evaluation['seed']}, "
-        f"{evaluation['n_resamples']} resamples",
+        "thresholds": f"label by label, {evaluation['threshold']}; fixed is {evaluation['fixed_threshold']:g}",
+        "bootstrap": f"{evaluation['n_resamples']} resamples of patients, seed {evaluation['seed']}",
         "the paper gives": ", ".join(protocol["given_by_the_paper"]),
         "the paper does not give": ", ".join(protocol["not_given_by_the_paper"]),
         "licence of the encoder": str(made["record"]["licence"]),

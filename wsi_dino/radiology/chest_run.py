@@ -29,7 +29,7 @@ from wsi_dino.radiology.predictions_table import predictions_csv
 from wsi_dino.run_folder import RunFolder, safe_name
 
 _FORMAT = "chest-xray/1"
-_FILES = ("metrics.json", "predictions.csv", "report.html")
+RESULT_FILES = ("metrics.json", "predictions.csv", "report.html")
 _NO_FINDING = ("No Finding", "No_Finding", "no_finding")
 
 
@@ -73,8 +73,10 @@ class Combination:
 
     @property
     def name(self) -> str:
-        """Of the folder of its results."""
-        return f"{safe_name(self.encoder.spec.name)}@{self.view.size_px}"
+        """Of the folder of its results; that of an untrained network says so."""
+        seed = self.encoder.identity().get("random_weights")
+        untrained = "" if seed is None else f"-random-{seed}"
+        return f"{safe_name(self.encoder.spec.name)}@{self.view.size_px}{untrained}"
 
     def folder(self, run: RunFolder) -> Path:
         """Return where its results lie."""
@@ -117,7 +119,7 @@ def judge(
     split = _split(used, spec)
     mark = _fingerprint(combination, used, split, spec)
     stage = f"chest-xray-{combination.images.name}-{combination.task}"
-    queue = ItemQueue(run, stage, [Item(combination.name, mark)], lambda item, row: _is_intact(folder, row))
+    queue = ItemQueue(run, stage, [Item(combination.name, mark)], lambda item, row: results_are_intact(folder, row))
     while (claimed := queue.take()) is not None:
         try:
             content = _judged(combination, used, split, spec, mark)
@@ -131,13 +133,14 @@ def judge(
         except BaseException:
             queue.give_back(claimed)
             raise
-        queue.finish(claimed, {"status": "done", "files": {name: file_sha256(folder / name) for name in _FILES}})
+        queue.finish(claimed, {"status": "done", "files": {name: file_sha256(folder / name) for name in RESULT_FILES}})
     return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
 
 
-def _is_intact(folder: Path, row: Mapping[str, Any]) -> bool:
+def results_are_intact(folder: Path, row: Mapping[str, Any]) -> bool:
+    """Return whether the files that a finished row promises are there with the same content."""
     files = row.get("files", {})
-    return set(files) == set(_FILES) and all(
+    return set(files) == set(RESULT_FILES) and all(
         (folder / name).is_file() and file_sha256(folder / name) == sha256 for name, sha256 in files.items()
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from wsi_dino.encoders.executors import available_cores, single_threaded_pool
 from wsi_dino.encoders.record import EncoderSpec
-from wsi_dino.errors import StorageError, VolumeError, WsiDinoError
+from wsi_dino.errors import EncoderError, StorageError, VolumeError, WsiDinoError
 from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
 from wsi_dino.provenance import as_storage_error
 from wsi_dino.radiology.ct_features import CtFeatures
@@ -124,6 +124,7 @@ class _Work:
         self._places = threading.BoundedSemaphore(_BATCHES_AT_ONCE)
         self._lock = threading.Lock()
         self._active, self._since_s = 0, 0.0
+        self._held: dict[str, ClaimedItem] = {}
         self._waiting: deque[tuple[VolumeJob, list[Future[np.ndarray]]]] = deque()
         self.outcome = CtEmbedOutcome()
 
@@ -136,7 +137,7 @@ class _Work:
             with ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as encoding:
                 while True:
                     while len(in_hand) < n_readers and (claimed := self._next_free(keys)) is not None:
-                        in_hand.append(readers.start(self._by_id[claimed.item.key], claimed))
+                        in_hand.append(readers.start(self._row_of(claimed), claimed))
                     if in_hand:
                         self._encode(in_hand.popleft(), encoding)
                         continue
@@ -144,16 +145,25 @@ class _Work:
                     self._finish_waiting()
                     if (last := self._queue.take()) is None:
                         break
-                    in_hand.append(readers.start(self._by_id[last.item.key], last))
+                    in_hand.append(readers.start(self._row_of(last), last))
         finally:
             readers.stop()
             reading.shutdown(wait=True, cancel_futures=True)
-            for claimed in [*(job.claimed for job in in_hand), *(job.claimed for job, _ in self._waiting)]:
+            for claimed in self._held.values():
                 self._queue.give_back(claimed)
 
     def _next_free(self, keys: Iterator[str]) -> ClaimedItem | None:
         """Return the next that is unfinished and that nobody works on."""
         return next((claimed for key in keys if (claimed := self._queue.take_if_free(key)) is not None), None)
+
+    def _row_of(self, claimed: ClaimedItem) -> VolumeRow:
+        self._held[claimed.item.key] = claimed
+        return self._by_id[claimed.item.key]
+
+    def _finish(self, job: VolumeJob, row: dict[str, Any]) -> None:
+        del self._held[job.row.volume_id]  # `finish` gives the claim up, whatever happens in it
+        self._queue.finish(job.claimed, row)
+        self._report(1, text=job.row.volume_id)
 
     def _open(self, row: VolumeRow) -> Volume:
         if row.trouble:
@@ -201,8 +211,7 @@ class _Work:
                 self._failed(job, error)
                 continue
             self._waiting.popleft()
-            self._queue.finish(job.claimed, row)
-            self._report(1, text=job.row.volume_id)
+            self._finish(job, row)
 
     def _written(self, job: VolumeJob, vectors: np.ndarray) -> dict[str, Any]:
         if not np.isfinite(vectors).all():
@@ -219,16 +228,18 @@ class _Work:
 
     def _failed(self, job: VolumeJob, error: BaseException) -> None:
         """Store the row of a volume that failed; raise what is no trouble of the volume's own."""
+        if isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+            raise EncoderError(
+                f"Encoding {job.row.volume_id} with {self._encoder.spec.name}: its slices do not fit the memory of the "
+                "device. Give a smaller --size, or --device cpu; what is done is kept."
+            ) from error
         storage = as_storage_error(error, self._features.folder) if isinstance(error, OSError) else None
         if not isinstance(error, (WsiDinoError, OSError, MemoryError)) or isinstance(error, StorageError):
-            self._queue.give_back(job.claimed)
             raise error
         if storage is not None and "disk is full" in str(storage):
-            self._queue.give_back(job.claimed)
             raise storage from error
         reason = str(error) or type(error).__name__
-        self._queue.finish(job.claimed, _row(job, "failed", reason))
-        self._report(1, text=job.row.volume_id)
+        self._finish(job, _row(job, "failed", reason))
 
 
 def _row(job: VolumeJob, status: str, reason: str) -> dict[str, Any]:

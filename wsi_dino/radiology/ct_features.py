@@ -13,6 +13,7 @@ from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.errors import FeatureFileError
 from wsi_dino.feature_file import FeatureFile, read_features, read_provenance, write_feature_file
 from wsi_dino.provenance import environment, fingerprint, slide_fingerprint
+from wsi_dino.radiology.chest_run import task_folder
 from wsi_dino.radiology.ct_slices import SliceSpec
 from wsi_dino.radiology.datasets.volume_row import VolumeRow
 from wsi_dino.run_folder import RunFolder, safe_name
@@ -63,10 +64,12 @@ class CtFeatures:
         """Stage of the run's rows and claims."""
         return f"ct-{self.dataset}-{self.folder.name}"
 
-    def result_folder(self, *choices: str) -> Path:
+    def result_folder(self, task: str, *choices: str) -> Path:
         """Return the folder of predictions, metrics and report of a probe; `choices` name it."""
-        words = (f"{self.record.name}@{self.identity['input_px']}", self.spec.window.replace(":", "to"), *choices)
-        return self.run.path / "radiology" / safe_name(self.dataset) / safe_name("-".join(words))
+        seed = self.identity.get("random_weights")
+        name = f"{self.record.name}@{self.identity['input_px']}" + ("" if seed is None else f"-random-{seed}")
+        words = (name, self.spec.window.replace(":", "to"), *choices)
+        return task_folder(self.run, self.dataset, task) / safe_name("-".join(words))
 
     def pooled_path(self, volume_id: str) -> Path:
         """Path of mean, maximum and deviation over the slices of one volume."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from wsi_dino.volumes.hounsfield import HuPolicy
 from wsi_dino.volumes.volume import Volume
-from wsi_dino.volumes.windows import grey_values, parse_window
+from wsi_dino.volumes.windows import Window, grey_values, parse_window
 
 Aspect = Literal["pad", "squash", "crop"]
 
@@ -49,12 +49,30 @@ def slice_images(
 
     Resized here, by the encoder's own resize, one grey channel instead of three equal ones.
     """
-    windows = parse_window(spec.window)
+    shades = [_Shade(volume, window) for window in parse_window(spec.window)]
     for start in range(0, len(volume), n_at_once):
-        hu = volume.hu(start, start + n_at_once)
-        channels = np.stack([square(grey_values(hu, window), spec.aspect) for window in windows], axis=1)
+        channels = np.stack([square(shade(start, start + n_at_once), spec.aspect) for shade in shades], axis=1)
         sized = _resized(channels, side_px, interpolation)
-        yield np.repeat(sized, 3, axis=3) if len(windows) == 1 else sized
+        yield np.repeat(sized, 3, axis=3) if len(shades) == 1 else sized
+
+
+class _Shade:
+    """Grey values of slices through one window; by a table where stored values are few, a tenth of the time."""
+
+    def __init__(self, volume: Volume, window: Window) -> None:
+        self._volume, self._window = volume, window
+        dtype = volume.voxels.dtype
+        self._table = None
+        if dtype.kind in "iu" and dtype.itemsize <= 2:
+            self._unsigned = np.dtype(f"u{dtype.itemsize}")
+            stored = np.arange(2 ** (8 * dtype.itemsize)).astype(self._unsigned).view(dtype).astype(np.float32)
+            self._table = grey_values(volume.to_hu(stored), window)
+
+    def __call__(self, start: int, stop: int) -> np.ndarray:
+        if self._table is None:
+            return grey_values(self._volume.hu(start, stop), self._window)
+        stored = np.ascontiguousarray(self._volume.voxels[start:stop])
+        return np.asarray(self._table[stored.view(self._unsigned)])
 
 
 def square(grey: np.ndarray, aspect: Aspect) -> np.ndarray:

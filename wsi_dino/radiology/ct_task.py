@@ -19,13 +19,13 @@ from wsi_dino.evaluation.metrics import auc
 from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.provenance import environment, file_sha256, fingerprint, write_json_atomically, write_text_atomically
+from wsi_dino.radiology.chest_run import RESULT_FILES, results_are_intact
 from wsi_dino.radiology.ct_features import CtFeatures
 from wsi_dino.radiology.ct_folds import CtSpec, ProbeData, ProbedFolds, probe_volumes
 from wsi_dino.radiology.datasets.volume_row import VolumeRow, VolumeTable
 from wsi_dino.radiology.predictions_table import predictions_csv
 
 _FORMAT = "ct-task/1"
-_FILES = ("metrics.json", "predictions.csv", "report.html")
 _SHOWN = 20
 
 Render = Callable[[Mapping[str, Any], ProbedFolds], str]
@@ -40,12 +40,14 @@ class CtTask:
         features: where they lie.
         volumes: row of each volume that was tried, by id.
         spec: how they become figures.
+        task: name of a folder for these labels, or "".
     """
 
     table: VolumeTable
     features: CtFeatures
     volumes: Mapping[str, Mapping[str, Any]]
     spec: CtSpec
+    task: str = ""
 
     @property
     def used(self) -> tuple[VolumeRow, ...]:
@@ -55,7 +57,7 @@ class CtTask:
     @property
     def folder(self) -> Path:
         """Of its results."""
-        return self.features.result_folder(self.spec.pool, self.spec.probe)
+        return self.features.result_folder(self.task, self.spec.pool, self.spec.probe)
 
     def split(self) -> Split:
         """Return the data set's own split, or folds by patient.
@@ -110,13 +112,8 @@ def judge_volumes(task: CtTask, render: Render) -> dict[str, Any]:
     split = task.split()
     mark = _fingerprint(task, split)
 
-    def is_intact(item: Item, row: Mapping[str, Any]) -> bool:
-        files = row.get("files", {})
-        return set(files) == set(_FILES) and all(
-            (folder / name).is_file() and file_sha256(folder / name) == sha256 for name, sha256 in files.items()
-        )
-
-    queue = ItemQueue(task.features.run, f"ct-task-{task.table.name}", [Item(folder.name, mark)], is_intact)
+    stage, items = f"ct-task-{task.table.name}-{task.task}", [Item(folder.name, mark)]
+    queue = ItemQueue(task.features.run, stage, items, lambda item, row: results_are_intact(folder, row))
     while (claimed := queue.take()) is not None:
         try:
             metrics, probed = _judged(task, split, mark)
@@ -126,7 +123,7 @@ def judge_volumes(task: CtTask, render: Render) -> dict[str, Any]:
         except BaseException:
             queue.give_back(claimed)
             raise
-        queue.finish(claimed, {"status": "done", "files": {name: file_sha256(folder / name) for name in _FILES}})
+        queue.finish(claimed, {"status": "done", "files": {name: file_sha256(folder / name) for name in RESULT_FILES}})
     return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
 
 
@@ -152,6 +149,7 @@ def _judged(task: CtTask, split: Split, mark: str) -> tuple[dict[str, Any], Prob
     figures = evaluate_labels(probed.folds, task.table.label_names, task.spec.evaluation)
     metrics = {
         "dataset": task.table.name,
+        "task": task.task,
         "encoder": task.features.record.name,
         "input_px": task.features.identity["input_px"],
         **figures,

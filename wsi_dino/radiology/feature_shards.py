@@ -44,36 +44,41 @@ class FeatureShards:
     def __init__(self, run: RunFolder, folder: Path, request: str) -> None:
         self.run, self.folder, self.request = run, folder, request
         self.stage = safe_name(f"images-{hashlib.sha256(str(folder.relative_to(run.path)).encode()).hexdigest()[:16]}")
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, list[Place]] = {}
+        self._contents: dict[str, str] = {}
 
     def path(self, shard: str) -> Path:
         """Return the feature file of a shard."""
         return self.folder / f"{shard}.h5"
 
     def scan(self) -> None:
-        """Read which images the finished shards hold."""
-        self._places = {}
+        """Read which images the finished shards hold; of a file that was changed, several shards may know a content."""
+        self._places, self._contents = {}, {}
         for row in self.run.rows(self.stage):
             if row.get("request") == self.request and row.get("status") in FINISHED and self._is_there(row):
                 for index, entry in enumerate(row.get("images", [])):
                     name, *rest = entry
-                    self._places[name] = Place(row["shard"], index, *rest)
+                    self._places.setdefault(name, []).append(Place(row["shard"], index, *rest))
 
     def _is_there(self, row: Mapping[str, Any]) -> bool:
         return bool(row.get("images")) and self.path(str(row.get("shard"))).is_file()
 
-    def has(self, root: Path, file: str) -> bool:
-        """Tell whether the features of `file` as it is now are there."""
-        place = self._places.get(file)
-        if place is None:
-            return False
+    def find(self, root: Path, file: str) -> Place | None:
+        """Return where the features of `file` as it is now are, or None."""
+        places = self._places.get(file)
+        if not places:
+            return None
         try:
             stat = (root / file).stat()
         except OSError:
-            return False
-        if stat.st_size != place.n_bytes:
-            return False
-        return stat.st_mtime_ns == place.mtime_ns or _content(root / file) == place.sha256
+            return None
+        alike = [place for place in places if place.n_bytes == stat.st_size]
+        for place in alike:
+            if place.mtime_ns == stat.st_mtime_ns:
+                return place
+        if alike and file not in self._contents:
+            self._contents[file] = _content(root / file)
+        return next((place for place in alike if place.sha256 == self._contents[file]), None)
 
     def plan(self, root: Path, files: Sequence[str], shard_size: int) -> tuple[list[Item], dict[str, list[str]]]:
         """Return what is to be encoded: an item a shard, and the files of each by its key.
@@ -82,7 +87,7 @@ class FeatureShards:
         """
         items, members = [], {}
         for number, start in enumerate(range(0, len(files), shard_size)):
-            lacking = [file for file in files[start : start + shard_size] if not self.has(root, file)]
+            lacking = [file for file in files[start : start + shard_size] if self.find(root, file) is None]
             if lacking:
                 mark = fingerprint(self.request, lacking, [_stat(root / file) for file in lacking])
                 key = f"{number:05d}-{mark[:12]}"
@@ -90,22 +95,23 @@ class FeatureShards:
                 members[key] = lacking
         return items, members
 
-    def load(self, files: Sequence[str], embed_dim: int) -> tuple[np.ndarray, np.ndarray]:
+    def load(self, root: Path, files: Sequence[str], embed_dim: int) -> tuple[np.ndarray, np.ndarray]:
         """Return features float32 ``(n, embed_dim)`` of those of `files` that are there, and their positions.
+
+        Features of what a file held before it was changed are not there.
 
         Raises:
             FeatureFileError: a shard is broken; it is removed, so that the next plan holds its images.
         """
-        known = np.array([i for i, file in enumerate(files) if file in self._places], np.int64)
-        features = np.empty((len(known), embed_dim), np.float32)
+        places = [(i, place) for i, file in enumerate(files) if (place := self.find(root, file)) is not None]
+        features = np.empty((len(places), embed_dim), np.float32)
         by_shard: dict[str, list[tuple[int, int]]] = {}
-        for row, position in enumerate(known):
-            place = self._places[files[position]]
+        for row, (_, place) in enumerate(places):
             by_shard.setdefault(place.shard, []).append((row, place.index))
         for shard, pairs in by_shard.items():
             rows, indices = (list(part) for part in zip(*pairs, strict=True))
             features[rows] = self._read(shard)[indices]
-        return features, known
+        return features, np.array([position for position, _ in places], np.int64)
 
     def _read(self, shard: str) -> np.ndarray:
         try:

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.provenance import fingerprint
-from wsi_dino.segmentation.fold_work import FoldContext, score_labels
+from wsi_dino.segmentation.fold_work import FoldContext
 from wsi_dino.segmentation.folds import SegmentationFold
 from wsi_dino.segmentation.prepared import PreparedCase
+from wsi_dino.segmentation.scores import score_labels
 
 _LARGEST_SIDE = 64  # of the mean shape; larger volumes are looked at through fewer voxels
 
@@ -28,7 +29,7 @@ def atlas_rows(context: FoldContext, folds: Sequence[SegmentationFold]) -> list[
         contents = [(case_id, context.prepared[case_id].fingerprint) for case_id in (*fold.train, *fold.val)]
         item = Item(
             f"fold_{fold.number}",
-            fingerprint(1, contents, fold.train, sorted(context.dataset.classes), context.scoring),
+            fingerprint(2, contents, fold.train, sorted(context.dataset.classes), context.scoring),
         )
         queue = ItemQueue(context.layout.run, context.layout.data_stage("baseline"), [item])
         while (claimed := queue.take()) is not None:

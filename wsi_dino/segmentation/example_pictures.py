@@ -55,11 +55,12 @@ def feature_pictures(outcome: Outcome) -> list[dict[str, Any]]:
         {"name": channel["name"], "picture": enlarged(np.repeat(grey[0][..., None], 3, -1), spacing)}
         for channel, grey in zip(outcome.facts.channels, case.grey(index, index + 1), strict=True)
     ]
+    numbers = outcome.facts.identity["layers"]
     with open_tensors(path) as file:
         maps = [file.get_slice(name)[index : index + 1] for name in sorted(file.keys())]
     for number, item in enumerate(maps):
         colours = principal_colours(np.asarray(item[0], np.float32))
-        pictures.append({"name": f"layer {number + 1} of {len(maps)}", "picture": enlarged(colours, (1, 1))})
+        pictures.append({"name": f"layer {numbers[number]}", "picture": enlarged(colours, (1, 1))})
     return [{"case_id": case.case_id, "pictures": pictures}]
 
 

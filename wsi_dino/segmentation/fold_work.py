@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from torch import nn
 
 from wsi_dino.encoders.devices import resolve_precision
 from wsi_dino.errors import VolumeError
-from wsi_dino.evaluation.segmentation import false_volumes_ml, score_class
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.provenance import fingerprint
 from wsi_dino.segmentation.case import Case, SegmentationDataset
@@ -26,11 +24,13 @@ from wsi_dino.segmentation.losses import dice_cross_entropy
 from wsi_dino.segmentation.model_file import read_network, write_model
 from wsi_dino.segmentation.prepared import PreparedCase
 from wsi_dino.segmentation.request import ScoringSpec
+from wsi_dino.segmentation.scores import score_labels
 from wsi_dino.segmentation.training import Sample, SampleSource, Trainer, TrainingSpec, autocast, moved
 from wsi_dino.volumes.nifti_channels import write_labels_like
 
 Notice = Callable[[str], None]
 _WATCHED_CASES, _WATCHED_TIMES = 8, 10
+_ROW_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def score_fold(context: FoldContext, fold: SegmentationFold, model_row: Mapping[
             keys[case_id],
             fingerprint(
                 model_row["fingerprint"], context.prepared[case_id].fingerprint, context.scoring,
-                context.keep_predictions, context.dataset.metric_sets,
+                context.keep_predictions, context.dataset.metric_sets, _ROW_FORMAT,
             ),
         )
         for case_id in fold.val
@@ -164,7 +164,7 @@ def score_fold(context: FoldContext, fold: SegmentationFold, model_row: Mapping[
     case_of = {key: case_id for case_id, key in keys.items()}
     queue = ItemQueue(
         context.layout.run, context.layout.stage("score"), items,
-        lambda item, row: _has_prediction(context, fold, case_of[item.key]),
+        lambda item, row: _has_prediction(context, fold, row),
     )  # fmt: skip
     network: nn.Module | None = None
     while (claimed := queue.take()) is not None:
@@ -183,9 +183,9 @@ def score_fold(context: FoldContext, fold: SegmentationFold, model_row: Mapping[
     return [{**row, "fold": fold.number} for row in queue.rows()]
 
 
-def _has_prediction(context: FoldContext, fold: SegmentationFold, case_id: str) -> bool:
-    path = context.layout.prediction(case_id, fold.number, is_alone=context.is_partition)
-    return not context.keep_predictions or path.is_file()
+def _has_prediction(context: FoldContext, fold: SegmentationFold, row: Mapping[str, Any]) -> bool:
+    path = context.layout.prediction(row["case_id"], fold.number, is_alone=context.is_partition)
+    return not context.keep_predictions or (path.is_file() and path.stat().st_size == row.get("bytes"))
 
 
 def _score(context: FoldContext, fold: SegmentationFold, case_id: str, network: nn.Module) -> dict[str, Any]:
@@ -194,43 +194,18 @@ def _score(context: FoldContext, fold: SegmentationFold, case_id: str, network: 
     seconds = round(time.perf_counter() - began, 3)
     values = np.array(context.learner.facts(fold.number).label_values, np.uint8)
     labels = values[chances.argmax(0)]
-    if context.keep_predictions:
-        path = context.layout.prediction(case_id, fold.number, is_alone=context.is_partition)
-        write_labels_like(path, labels, context.case(case_id).grid_file.path)
+    n_bytes = _keep(context, fold, case_id, labels) if context.keep_predictions else None
     prepared = context.prepared[case_id]
     scores = score_labels(
         prepared.labels(), labels, prepared.spacing_mm, context.dataset.classes, context.scoring,
         with_false_volumes="autopet" in context.dataset.metric_sets,
     )  # fmt: skip
-    return {"case_id": case_id, "status": "done", "message": "", "seconds": seconds, "scores": scores}
+    return {
+        "case_id": case_id, "status": "done", "message": "", "seconds": seconds, "bytes": n_bytes, "scores": scores,
+    }  # fmt: skip
 
 
-def score_labels(
-    truth: npt.NDArray[np.uint8],
-    predicted: npt.NDArray[np.uint8],
-    spacing_mm: tuple[float, float, float],
-    classes: Mapping[int, str],
-    scoring: ScoringSpec,
-    *,
-    with_false_volumes: bool = False,
-) -> list[dict[str, Any]]:
-    """Return one row a class: ``class`` and the fields of `ClassScore`; for autoPET false volumes in ml too.
-
-    NaN is None and infinity the text ``inf``.
-    """
-    rows = []
-    for value, name in classes.items():
-        masks = truth == value, predicted == value
-        score = score_class(*masks, spacing_mm, definition=scoring.definition, empty=scoring.empty)
-        row: dict[str, Any] = {"class": name, **score.as_row()}
-        if with_false_volumes:
-            row["false_positive_ml"], row["false_negative_ml"] = false_volumes_ml(*masks, spacing_mm)
-        rows.append({key: _storable(value) for key, value in row.items()})
-    return rows
-
-
-def _storable(value: Any) -> Any:
-    """Rows are kept as JSON, which has neither NaN nor infinity; read again they must say the same."""
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return None if math.isnan(value) else "inf"
+def _keep(context: FoldContext, fold: SegmentationFold, case_id: str, labels: npt.NDArray[np.uint8]) -> int:
+    path = context.layout.prediction(case_id, fold.number, is_alone=context.is_partition)
+    write_labels_like(path, labels, context.case(case_id).grid_file.path)
+    return path.stat().st_size

@@ -76,6 +76,7 @@ def _curve_picture(outcome: Outcome) -> Picture:
             held_out = [(point["epoch"] + 1, point["val_loss"]) for point in row["history"] if "val_loss" in point]
             axes.plot(*zip(*held_out, strict=True), color=colour, marker="o", markersize=3, linestyle="--")
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("Dice + cross-entropy loss")
         axes.legend()
 
@@ -120,10 +121,12 @@ def _settings(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 def _remarks(outcome: Outcome) -> list[str]:
     of_cases = [f"{row['case_id']}: {text}" for row in outcome.prepared.rows for text in row.get("remarks", ())]
-    return [*outcome.dataset.remarks, *of_cases]
+    return of_cases
 
 
 def _number(value: Any) -> str:
+    if value in ("inf", np.inf):
+        return "∞"
     if value is None or not isinstance(value, int | float) or not np.isfinite(value):
-        return "inf" if value == "inf" else "–"
+        return "–"
     return f"{value:.3f}"

@@ -59,7 +59,7 @@ class ScoringSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     definition: Literal["max", "pooled"] = "max"
-    empty: Literal["nan", "inf", "diagonal"] = "nan"
+    empty: Literal["nan", "inf", "image_diagonal"] = "nan"
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,10 @@ class SegmentRequest:
 
     @property
     def label(self) -> str:
-        """Name of the results' folder."""
-        parts = [self.encoder] if self.is_network else [self.encoder, self.decoder.name]
+        """Name of the results' folder; that of an untrained encoder says so."""
+        seed = self.encoder_settings.get("random_weights")
+        encoder = self.encoder if seed is None else f"{self.encoder}-random-{seed}"
+        parts = [encoder] if self.is_network else [encoder, self.decoder.name]
         if self.decoder.image_skip and not self.is_network:
             parts.append("image")
         return self.called or "+".join(parts)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_dino.evaluation.segmentation import CONVENTIONS, aggregated_dice, mean_over_cases
 from wsi_dino.provenance import environment, write_json_atomically, write_text_atomically
 from wsi_dino.segmentation.case import SegmentationDataset
 from wsi_dino.segmentation.folds import SegmentationFold
@@ -15,6 +14,7 @@ from wsi_dino.segmentation.layout import SegmentationLayout
 from wsi_dino.segmentation.model_file import SegmentationModel
 from wsi_dino.segmentation.preparing import PreparedCases
 from wsi_dino.segmentation.request import SegmentRequest
+from wsi_dino.segmentation.scores import CONVENTIONS, aggregated_dice, mean_over_cases
 from wsi_dino.segmentation.training import TrainingSpec
 
 CASE_COLUMNS = (
@@ -91,9 +91,22 @@ def metrics_of(outcome: Outcome) -> dict[str, Any]:
     metrics["seconds"] = _seconds(outcome)
     metrics["protocol"] = _protocol(outcome)
     metrics["failures"] = outcome.failures
-    metrics["remarks"] = list(outcome.dataset.remarks)
+    metrics["remarks"] = [*_about_the_encoder(outcome), *outcome.dataset.remarks]
     metrics["provenance"] = {"versions": environment(), "identity": outcome.facts.identity}
     return metrics
+
+
+def _about_the_encoder(outcome: Outcome) -> list[str]:
+    """Return what must be read beside a figure: weights that are none, and what a licence asks."""
+    if outcome.request.is_network:
+        return []
+    from wsi_dino.encoders.registry import get_record
+
+    settings = outcome.request.encoder_settings
+    near = [Path(settings[key]) for key in ("weights", "weights_dir") if settings.get(key) is not None]
+    seed = outcome.facts.identity.get("random_weights")
+    untrained = [] if seed is None else [f"The encoder's weights are random (seed {seed}): it has learned nothing."]
+    return [*untrained, *get_record(outcome.facts.encoder, near=near).obligations]
 
 
 def _described(scores: Sequence[Mapping[str, Any]], name: str, outcome: Outcome) -> dict[str, Any]:
@@ -111,12 +124,7 @@ def _described(scores: Sequence[Mapping[str, Any]], name: str, outcome: Outcome)
 def _challenge_metrics(outcome: Outcome, scores: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "hecktor" in outcome.dataset.metric_sets:
-        per_class = {
-            name: aggregated_dice([row for row in scores if row["class"] == name])
-            for name in outcome.dataset.classes.values()
-        }
-        mean = sum(per_class.values()) / len(per_class)
-        found["dice_aggregated"] = {"mean": mean, "per_class": per_class, "convention": "HECKTOR 2022, over all cases"}
+        found["dice_aggregated"] = {**aggregated_dice(scores), "convention": "HECKTOR 2022, over all cases"}
     if "autopet" in outcome.dataset.metric_sets:
         for name in ("false_positive_ml", "false_negative_ml"):
             found[name] = {**mean_over_cases(scores, name), "unit": "ml", "convention": "autoPET, 18-connected"}

@@ -85,11 +85,14 @@ class Volume:
 
     def hu(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return Hounsfield units of slices ``start .. stop``, float32 ``(n, height, width)``, contiguous."""
-        values = np.ascontiguousarray(self.voxels[start:stop], np.float32)
+        return self.to_hu(np.array(self.voxels[start:stop], np.float32, order="C"))
+
+    def to_hu(self, stored: np.ndarray) -> np.ndarray:
+        """Turn float32 stored values into Hounsfield units, in place; returns them."""
         if (self.rescale.slope, self.rescale.intercept) != (1.0, 0.0):
-            values *= np.float32(self.rescale.slope)
-            values += np.float32(self.rescale.intercept)
-        return values
+            stored *= np.float32(self.rescale.slope)
+            stored += np.float32(self.rescale.intercept)
+        return stored
 
 
 def check_spacing(spacing_mm: tuple[float, ...]) -> None:
