@@ -7,6 +7,7 @@ import typer
 from wsi_dino.cli.grouped_help import GroupedCommand
 from wsi_dino.cli.radiology_chest import chest_xray
 from wsi_dino.cli.radiology_ct import ct
+from wsi_dino.cli.radiology_em import em
 from wsi_dino.cli.radiology_segment import segment
 from wsi_dino.cli.radiology_segment_more import segment_export, segment_predict
 
@@ -19,6 +20,7 @@ def radiology_app() -> typer.Typer:
     )  # fmt: skip
     app.command("chest-xray", cls=GroupedCommand, help=chest_xray.__doc__)(chest_xray)
     app.command("ct", cls=GroupedCommand, help=ct.__doc__)(ct)
+    app.command("em", cls=GroupedCommand, help=em.__doc__)(em)
     app.command("segment", cls=GroupedCommand, help=segment.__doc__)(segment)
     app.command("segment-predict", cls=GroupedCommand, help=segment_predict.__doc__)(segment_predict)
     app.command("segment-export", cls=GroupedCommand, help=segment_export.__doc__)(segment_export)

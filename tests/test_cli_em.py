@@ -1,0 +1,122 @@
+"""`wsi-dino radiology em` from two volumes to a report: the example of its page, its stages, wrong use."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from command_line import run_command
+
+from wsi_dino.segmentation.neurons.curve import compare
+
+_PAGE = (Path(__file__).resolve().parent.parent / "docs" / "em.md").read_text(encoding="utf-8")
+
+
+def _commands() -> list[list[str]]:
+    block = re.findall(r"```sh\n(.*?)```", _PAGE, re.DOTALL)[0]
+    return [shlex.split(line)[1:] for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the page's example was run, the first command with --zarr."""
+    folder = tmp_path_factory.mktemp("em")
+    code = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)[0]
+    exec(compile(code.replace('f"{name}.h5"', f'f"{folder}/{{name}}.h5"'), "em.md", "exec"), {})
+    ran = run_command(folder, *_commands()[0], "--zarr", "--optimistic", "--json")
+    assert ran.code == 0, ran.stderr
+    assert {"voi_split", "voi_merge", "voi", "arand", "threshold", "curve"} <= set(ran.json)
+    return folder
+
+
+def _metrics(folder: Path, label: str = "unet3d") -> dict:
+    return json.loads((folder / "run/em/volumes" / label / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_figures_are_those_of_the_segmentation_that_was_written(example: Path) -> None:
+    metrics, results = _metrics(example), example / "run/em/volumes/unet3d"
+    with h5py.File(results / "segmentation.h5") as file, h5py.File(example / "test.h5") as test:
+        found, truth = file["main"][()], test["labels"][()].astype(np.int64)
+    assert found.dtype == np.uint32
+    assert compare(truth, found) == pytest.approx(
+        {key: metrics[key] for key in ("voi_split", "voi_merge", "voi", "arand")}
+    )
+    zarr = pytest.importorskip("zarr")
+    np.testing.assert_array_equal(zarr.open_array(str(results / "segmentation.zarr"), mode="r")[:], found)
+
+
+def test_the_threshold_is_validations_and_the_tests_own_is_only_flagged(example: Path) -> None:
+    metrics = _metrics(example)
+    best = min(metrics["validation_curve"], key=lambda row: row["voi"])
+    assert metrics["threshold"] == best["threshold"]
+    assert metrics["best_on_test"]["voi"] == min(row["voi"] for row in metrics["curve"])
+    assert "test labels" in metrics["best_on_test"]["note"]
+    assert len(metrics["curve"]) == 19
+
+
+def test_floors_tell_what_learns_nothing(example: Path) -> None:
+    floors = _metrics(example)["floors"]
+    assert floors["truth-affinities"]["voi"] < 0.05
+    assert floors["one-segment"]["voi_split"] == 0
+    assert floors["raw-intensity"]["voi"] < floors["one-segment"]["voi"]
+
+
+def test_the_same_command_again_computes_nothing_and_stages_run_alone(example: Path) -> None:
+    results = example / "run/em/volumes/unet3d"
+    files = [*results.rglob("*.h5"), results / "metrics.json"]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    again = run_command(example, *_commands()[0], "--zarr", "--optimistic", "--json")
+    assert again.code == 0
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    early = run_command(example, *_commands()[0], "--stage", "agglomerate", "--scoring", "mean", "--as", "other")
+    assert early.code == 2
+    assert "affinities is not done" in early.stderr
+    joined = run_command(example, *_commands()[0], "--stage", "agglomerate", "--scoring", "mean", "--json")
+    assert joined.json["stage"] == "agglomerate"
+    assert (results / "affinities/test.h5").stat().st_mtime_ns == before[results / "affinities/test.h5"]
+    assert run_command(example, *_commands()[0], "--zarr", "--optimistic").code == 0
+
+
+def test_a_file_that_was_cut_is_made_again(example: Path) -> None:
+    path = example / "run/em/volumes/unet3d/fragments/test.h5"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert run_command(example, *_commands()[0], "--zarr", "--optimistic").code == 0
+    with h5py.File(path) as file:
+        assert file["main"][()].min() == 1
+
+
+def test_frozen_features_through_a_decoder_and_the_comparison_in_the_report(example: Path) -> None:
+    ran = run_command(example, *_commands()[1], "--json")
+    assert ran.code == 0, ran.stderr
+    assert np.isfinite(ran.json["voi"])
+    (label,) = [path.name for path in (example / "run/em/volumes").glob("efficientnet-lite0@*")]
+    page = (example / "run/em/volumes" / label / "report.html").read_text(encoding="utf-8")
+    assert "unet3d" in page
+    assert page.count("What the encoder sees") == 1
+    assert "<script" not in page
+    assert not re.search(r"(src|href)=.http", page)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--upscale", "3"], "upscale"),
+        (["--scoring", "median"], "quantile"),
+        (["--thresholds", "a,b"], "numbers"),
+        (["--dataset", "cremi-a"], "--root"),
+        (["--test-labels", "absent.h5"], "no such file"),
+        (["--val-sections", "10"], "11 sections"),
+    ],
+)
+def test_wrong_use_is_told_and_ends_with_2(example: Path, changed: list[str], message: str) -> None:
+    ran = run_command(example, *_commands()[0], "--run", "wrong", *changed)
+    assert ran.code == 2
+    assert message in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) <= 4
+    assert not (example / "wrong" / "em").exists()

@@ -1,0 +1,172 @@
+"""EM volumes as they are published and passed on, with their traps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from toy_neurons import drawn_neurons, write_pair
+
+from wsi_dino.errors import ConfigError, VolumeError
+from wsi_dino.segmentation.neurons.array_file import numbered_sections, open_array
+from wsi_dino.segmentation.neurons.datasets import open_dataset, open_files
+from wsi_dino.segmentation.neurons.em_volume import pair
+from wsi_dino.segmentation.neurons.neuron_ids import IdTable, read_ids
+
+
+def _h5(path: Path, **datasets: np.ndarray) -> Path:
+    with h5py.File(path, "w") as file:
+        for key, voxels in datasets.items():
+            file[key.replace("__", "/")] = voxels
+    return path
+
+
+def test_the_one_volume_of_an_hdf5_file_is_found_and_a_named_one_is_taken(tmp_path: Path) -> None:
+    small, large = np.zeros((2, 3, 4), np.uint8), np.ones((3, 3, 4), np.uint8)
+    one = _h5(tmp_path / "one.h5", stuff__voxels=small, names=np.zeros(5))
+    assert open_array(one).key == "stuff/voxels"
+    two = _h5(tmp_path / "two.h5", a=small, b=large)
+    with pytest.raises(VolumeError, match="2 volumes"):
+        open_array(two)
+    assert open_array(f"{two}:b").shape == (3, 3, 4)
+    with pytest.raises(VolumeError, match="no dataset 'c'"):
+        open_array(f"{two}:c")
+
+
+def test_tiff_pages_and_numbered_sections_give_the_same_voxels(tmp_path: Path) -> None:
+    grey, _ = drawn_neurons((11, 6, 8))
+    tifffile.imwrite(tmp_path / "stack.tif", grey)
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    for z, section in enumerate(grey):
+        tifffile.imwrite(folder / f"s{z}.tif", section)  # 10 sorts before 2 as text
+    for source in (tmp_path / "stack.tif", folder):
+        file = open_array(source)
+        assert file.shape == grey.shape
+        np.testing.assert_array_equal(file.read_sections(2, 11), grey[2:11])
+
+
+def test_a_missing_or_doubled_section_is_refused(tmp_path: Path) -> None:
+    for name in ("a1.png", "a2.png", "a4.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(VolumeError, match="missing are 3"):
+        numbered_sections(tmp_path)
+    (tmp_path / "b003.png").touch()
+    (tmp_path / "b3.png").touch()
+    with pytest.raises(VolumeError, match="share a number"):
+        numbered_sections(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n" + b"x" * 40, b"no volume"])
+def test_a_broken_file_is_told_in_one_error(tmp_path: Path, content: bytes) -> None:
+    for name in ("broken.h5", "broken.tif"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(VolumeError, match=r"broken\."):
+            open_array(tmp_path / name)
+
+
+def test_cremis_mark_of_no_neuron_becomes_0_and_large_ids_stay_apart() -> None:
+    ids = np.array([[2**64 - 1, 2**64 - 2, 0, 2**53, 2**53 + 1, 7]], np.uint64)
+    assert IdTable("x").numbered(ids).tolist() == [[0, 0, 0, 2, 3, 1]]
+
+
+def test_ids_are_numbered_alike_over_blocks() -> None:
+    _, ids = drawn_neurons()
+    table = IdTable("x")
+    numbered = np.stack([table.numbered(section) for section in ids.astype(np.uint64) * 10**15])
+    pairs = np.unique(np.stack([ids.ravel(), numbered.ravel()]), axis=1).T
+    assert len(pairs) == len(np.unique(ids)) == len(np.unique(numbered))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([[[-5, 1]]], np.int32), "lost ids"),
+        (np.array([[[0.5, 1.0]]], np.float32), "whole numbers"),
+        (np.array([[[2.0**30, 1.0]]], np.float32), "ids were lost"),
+        (np.array([[[np.nan, 1.0]]], np.float64), "whole numbers"),
+        (np.zeros((1, 2, 2), np.uint32), "no neuron"),
+        (np.full((1, 2, 2), 3, np.uint32), "one neuron"),
+    ],
+)
+def test_ids_that_make_no_sense_are_refused(tmp_path: Path, ids: np.ndarray, message: str) -> None:
+    with pytest.raises(VolumeError, match=message):
+        read_ids(open_array(_h5(tmp_path / "ids.h5", main=ids)), 0, 1)
+
+
+def test_labels_of_a_padded_volume_lie_where_their_offset_says(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((6, 20, 24))
+    path = tmp_path / "sample_A_padded_20160501.hdf"
+    with h5py.File(path, "w") as file:
+        raw = file.create_dataset("volumes/raw", data=grey)
+        labels = file.create_dataset("volumes/labels/neuron_ids", data=ids[1:5, 2:18, 4:20].astype(np.uint64))
+        raw.attrs["resolution"] = labels.attrs["resolution"] = (40.0, 4.0, 4.0)
+        labels.attrs["offset"] = (40.0, 8.0, 16.0)
+    source = pair("train", f"{path}:volumes/raw", f"{path}:volumes/labels/neuron_ids")
+    np.testing.assert_array_equal(source.read_raw().voxels, grey[1:5, 2:18, 4:20])
+    assert source.resolution_nm == (40.0, 4.0, 4.0)
+    with h5py.File(path, "a") as file:
+        file["volumes/labels/neuron_ids"].attrs["offset"] = (200.0, 8.0, 16.0)
+    with pytest.raises(VolumeError, match="beyond"):
+        pair("train", f"{path}:volumes/raw", f"{path}:volumes/labels/neuron_ids")
+
+
+def test_shapes_that_differ_without_an_offset_are_refused(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((4, 20, 24))
+    with pytest.raises(VolumeError, match="shapes differ"):
+        pair("train", *write_pair(tmp_path, "x", grey, ids[:, :19]))
+
+
+def test_nan_deep_and_blank_grey_values_are_refused(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((3, 20, 24))
+    for name, voxels, message in (
+        ("nan", np.where(ids == 1, np.nan, grey).astype(np.float32), "NaN"),
+        ("deep", grey.astype(np.uint16) * 100, "0 to 255"),
+        ("unit", grey.astype(np.float32) / 255, "0 to 1"),
+        ("blank", np.zeros_like(grey), "one grey value"),
+    ):
+        with pytest.raises(VolumeError, match=message):
+            pair("train", *write_pair(tmp_path, name, voxels, ids)).read_raw()
+
+
+def test_blank_sections_are_told_and_repaired_when_asked(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((5, 20, 24))
+    damaged = grey.copy()
+    damaged[2] = 0
+    files = write_pair(tmp_path, "x", damaged, ids)
+    as_is = pair("train", *files).read_raw()
+    assert not as_is.voxels[2].any()
+    assert "sections 2 are blank" in as_is.remarks[0]
+    repaired = pair("train", *files, repair=True).read_raw().voxels
+    mean = (grey[1].astype(float) + grey[3]) / 2
+    assert np.abs(repaired[2] - mean).max() <= 1
+    np.testing.assert_array_equal(np.delete(repaired, 2, 0), np.delete(grey, 2, 0))
+
+
+def test_cremi_as_passed_on_is_split_100_and_25_with_validation_before_the_test(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((125, 8, 10))
+    write_pair(tmp_path, "cremiB", grey, ids)
+    dataset = open_dataset("cremi-b", tmp_path)
+    assert [source.sections for source in dataset.subsets] == [(0, 80), (80, 100), (100, 125)]
+    np.testing.assert_array_equal(dataset.test.read_raw().voxels, grey[100:])
+
+
+@pytest.mark.parametrize(("end", "sections"), [("first", (0, 100)), ("last", (20, 120))])
+def test_ac3_gives_either_end(tmp_path: Path, end: str, sections: tuple[int, int]) -> None:
+    write_pair(tmp_path, "AC4", *drawn_neurons((100, 6, 8)))
+    write_pair(tmp_path, "AC3", *drawn_neurons((120, 6, 8), seed=1))
+    dataset = open_dataset("ac34", tmp_path, ac3_end=end)  # type: ignore[arg-type]
+    assert [source.sections for source in dataset.subsets] == [(0, 80), (80, 100), sections]
+
+
+def test_a_missing_dataset_names_the_files_and_the_same_volume_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=r"wafer4_inputs\.h5"):
+        open_dataset("wafer4", tmp_path)
+    with pytest.raises(ConfigError, match="wafer4"):
+        open_dataset("wafer", tmp_path)
+    files = write_pair(tmp_path, "x", *drawn_neurons())
+    with pytest.raises(VolumeError, match="same content"):
+        open_files(files, files, name="x")

@@ -1,0 +1,85 @@
+"""One experiment on neurons from two volumes to metrics and a report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wsi_dino.claims import try_claim
+from wsi_dino.errors import ConfigError
+from wsi_dino.provenance import fingerprint
+from wsi_dino.run_folder import RunFolder
+from wsi_dino.segmentation.neurons.agglomeration import scoring_function
+from wsi_dino.segmentation.neurons.datasets import EmDataset
+from wsi_dino.segmentation.neurons.layout import EmLayout, StageRows
+from wsi_dino.segmentation.neurons.optional_libraries import require
+from wsi_dino.segmentation.neurons.request import STAGES, EmRequest
+from wsi_dino.segmentation.neurons.stages import (
+    Experiment,
+    Told,
+    affinity_key,
+    join_fragments,
+    make_fragments,
+)
+
+
+def segment_neurons(request: EmRequest, dataset: EmDataset, told: Told) -> dict[str, Any]:
+    """Do the stages that are not done yet, or the one asked for; return the content of metrics.json.
+
+    Returns:
+        With a stage before the last, which stage was done and where its files are.
+
+    Raises:
+        ConfigError: settings make no sense, a stage before the one asked for is not done, another process is at
+            work here, or a library is missing.
+        VolumeError: sections cannot be read or make no sense.
+        EncoderError: the encoder is not to be had.
+    """
+    _check(request)
+    layout = EmLayout(RunFolder(request.run), dataset.name, request.label)
+    claim = try_claim(layout.run.claim_path("em", f"{dataset.name}/{request.label}"))
+    if claim is None:
+        raise ConfigError(
+            f"Segmenting into {layout.results}: another process is at work there. Wait, or give --as NAME."
+        )
+    try:
+        return _stages(Experiment(request, dataset, layout, StageRows(layout), told))
+    finally:
+        claim.release()
+
+
+def _check(request: EmRequest) -> None:
+    scoring_function(request.agglomeration.scoring)
+    if not request.agglomeration.thresholds:
+        raise ConfigError("--thresholds: name one or more.")
+    require("skimage.segmentation", "scikit-image")
+    require("waterz", "waterz")
+    if request.with_zarr:
+        require("zarr", "zarr")
+
+
+def _stages(experiment: Experiment) -> dict[str, Any]:
+    from wsi_dino.segmentation.neurons.affinity_learners import make_learner
+    from wsi_dino.segmentation.neurons.affinity_stage import make_affinities
+
+    request, rows = experiment.request, experiment.rows
+    learner = make_learner(request, experiment.layout, experiment.told.advance)
+    keys = {"affinities": affinity_key(experiment, learner.identity())}
+    keys["fragments"] = experiment.key("fragments", keys["affinities"])
+    keys["agglomerate"] = experiment.key("agglomerate", keys["fragments"])
+    work = {
+        "affinities": lambda: make_affinities(experiment, learner, keys["affinities"]),
+        "fragments": lambda: make_fragments(experiment, keys["fragments"]),
+        "agglomerate": lambda: join_fragments(experiment, keys["agglomerate"]),
+    }
+    done: dict[str, dict[str, Any]] = {}
+    for stage in STAGES[:3]:
+        if request.stage in (None, stage):
+            done[stage] = work[stage]()
+        else:
+            done[stage] = rows.require(stage, keys[stage], request.stage)
+        if request.stage == stage:
+            return {"stage": stage, "folder": experiment.layout.results, "cpu_s": done[stage]["cpu_s"]}
+    from wsi_dino.segmentation.neurons.evaluation_stage import evaluate
+
+    options = request.optimistic, request.with_zarr, request.with_floors
+    return evaluate(experiment, learner, done, fingerprint(keys["agglomerate"], *options))
