@@ -31,8 +31,8 @@ def _features(n: int = 37, seed: int = 1) -> np.ndarray:
 
 def _plainly(model: nn.Module, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with torch.no_grad():
-        logits, raw = model(torch.from_numpy(features)[None], torch.ones(1, len(features), dtype=torch.bool))
-    return logits[0].double().numpy(), raw[0].double().numpy()
+        seen = model(torch.from_numpy(features)[None], torch.ones(1, len(features), dtype=torch.bool))
+    return seen.outputs[0].double().numpy(), seen.attention[0].double().numpy()
 
 
 @pytest.mark.parametrize("relu", [False, True])

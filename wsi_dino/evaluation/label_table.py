@@ -93,6 +93,16 @@ def read_label_table(csv_path: Path, *, unique: bool = True) -> LabelTable:
     return LabelTable(csv_path, tuple(header), tuple(rows))
 
 
+def read_columns(csv_path: Path) -> dict[str, list[str]]:
+    """Read any table as text, column by column, in table order; no column is asked for.
+
+    Raises:
+        CohortError: as `read_label_table` for whatever is wrong with the table itself.
+    """
+    header, lines = _read_lines(csv_path)
+    return {name: [cells[index] for _, cells in lines] for index, name in enumerate(header)}
+
+
 def is_empty(cell: str) -> bool:
     """Return whether a cell of the target means "not known".
 

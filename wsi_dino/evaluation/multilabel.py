@@ -30,7 +30,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsi_dino.evaluation.bootstrap import FoldPredictions, weighted_auc
+from wsi_dino.evaluation.bootstrap import FoldPredictions
+from wsi_dino.evaluation.metrics import weighted_auc
 
 ACCURACIES = (
     "accuracy_hamming", "accuracy_macro", "accuracy_subset", "accuracy_example", "accuracy_top1",

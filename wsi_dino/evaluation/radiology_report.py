@@ -13,8 +13,8 @@ from wsi_dino import __version__
 from wsi_dino.evaluation.label_evaluation import FoldScores
 from wsi_dino.evaluation.label_plots import forest_picture, label_roc_picture
 from wsi_dino.evaluation.multilabel import CONVENTIONS
+from wsi_dino.evaluation.pictures import picture_uri
 from wsi_dino.evaluation.published import published_section
-from wsi_dino.evaluation.report import picture_uri
 
 _FIGURES = ("auc", "average_precision", "check", "recall", "specificity", "precision", "f1")
 _LISTED_FAILURES = 500

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_dino.evaluation.pictures import MARKERS, SERIES, Picture
-from wsi_dino.evaluation.report import picture_uri
+from wsi_dino.evaluation.pictures import MARKERS, SERIES, Picture, picture_uri
 from wsi_dino.segmentation.example_pictures import feature_pictures, overlay_example
 from wsi_dino.segmentation.overlays import COLOURS
 from wsi_dino.segmentation.results import Outcome

@@ -5,7 +5,7 @@ They are printed as published, to stand beside figures made here; nothing here r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -105,12 +105,14 @@ def _rows(table: PrintedTable, begins: str = "") -> tuple[PublishedRow, ...]:
     unknown = [label for label in table.cells if label not in _ENCODERS]
     if unknown:
         raise ResultError(f"Table {table.number} has rows of no encoder known here: {', '.join(unknown)}.")
-    return tuple(
-        PublishedRow(
-            label, _ENCODERS[label], *(float(table.value(label, name)) for name in names),
-            half_unit=0.5 * 10.0 ** int(table.value(label, names[0]).as_tuple().exponent),
-        )  # fmt: skip
-        for label in table.cells
+    return tuple(_row(table, label, names) for label in table.cells)
+
+
+def _row(table: PrintedTable, label: str, names: Sequence[str]) -> PublishedRow:
+    auc, accuracy, precision, recall = (table.value(label, name) for name in names)
+    half_unit = 0.5 * 10.0 ** int(auc.as_tuple().exponent)
+    return PublishedRow(
+        label, _ENCODERS[label], float(auc), float(accuracy), float(precision), float(recall), half_unit
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_dino.errors import CohortError, VolumeError
-from wsi_dino.evaluation.cohort import read_columns
+from wsi_dino.evaluation.label_table import read_columns
 from wsi_dino.radiology.datasets.volume_row import (
     VolumeRow,
     VolumeTable,

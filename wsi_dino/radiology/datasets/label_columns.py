@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_dino.errors import CohortError, nearest_name
-from wsi_dino.evaluation.cohort import is_empty
+from wsi_dino.evaluation.label_table import is_empty
 from wsi_dino.radiology.datasets.volume_row import label_value
 
 _BINARY = frozenset({"0", "1", "0.0", "1.0"})

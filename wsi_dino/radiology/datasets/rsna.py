@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from wsi_dino.errors import CohortError, nearest_name
-from wsi_dino.evaluation.cohort import read_columns
+from wsi_dino.evaluation.label_table import read_columns
 from wsi_dino.radiology.datasets.image_set import ImageIndex, ImageSet, require_counts
 
 NAME = "rsna"

@@ -124,7 +124,7 @@ def label_value(cell: str, where: str) -> float:
         >>> label_value("1.0", "here"), label_value("", "here")
         (1.0, nan)
     """
-    from wsi_dino.evaluation.cohort import is_empty
+    from wsi_dino.evaluation.label_table import is_empty
 
     if is_empty(cell):
         return float("nan")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wsi_dino.errors import CohortError, nearest_name
-from wsi_dino.evaluation.cohort import read_columns
+from wsi_dino.evaluation.label_table import read_columns
 from wsi_dino.radiology.datasets.label_columns import Columns, choose_labels
 from wsi_dino.radiology.datasets.volume_row import (
     VolumeRow,

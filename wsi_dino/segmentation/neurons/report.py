@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.errors import VolumeError
-from wsi_dino.evaluation.pictures import MARKERS, SERIES, Picture
-from wsi_dino.evaluation.report import picture_uri
+from wsi_dino.evaluation.pictures import MARKERS, SERIES, Picture, picture_uri
 from wsi_dino.segmentation.feature_stack import Box
 from wsi_dino.segmentation.neurons.affinity_learners import AffinityLearner, MapLearner
 from wsi_dino.segmentation.neurons.pictures import middle, section_pictures
