@@ -170,7 +170,9 @@ def mil(
             help="Remove and insert attended tiles on N held-out slides and follow the score.  [default: 0]",
         ),
     ] = 0,
-    no_report: Annotated[bool, _option(_RESULTS, "--no-report", help="Write no report.html.")] = False,
+    no_report: Annotated[
+        bool, _option(_RESULTS, "--no-report/--report", help="Write no report.html.  [default: write it]")
+    ] = False,
     adapt: adapting.AdaptOption = None,
     adapt_tiles: adapting.TilesOption = None,
     adapt_epochs: adapting.EpochsOption = None,
