@@ -12,6 +12,7 @@ from wsi_dino.evaluation.looking_pictures import MosaicRow, MosaicTile, faithful
 from wsi_dino.mil.abmil import ABMIL
 from wsi_dino.mil.attention_file import SlideAttention
 from wsi_dino.mil.faithfulness import SubsetScores, follow_attention
+from wsi_dino.mil.mil_model import ModelOutput
 from wsi_dino.mil.tile_probability import softmax, tile_logits
 from wsi_dino.mil.top_tiles import TopTiles
 
@@ -123,9 +124,9 @@ def test_parts_of_an_additive_model_are_scored_as_the_model_does() -> None:
 class _Spread(nn.Module):
     """A model whose slide logits are no mean of tile logits: it looks at the spread of the bag."""
 
-    def forward(self, bags: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, bags: Tensor, mask: Tensor) -> ModelOutput:
         spread = bags.var(1, correction=0).sum(-1)
-        return torch.stack([spread, -spread], 1), bags[..., 0]
+        return ModelOutput(torch.stack([spread, -spread], 1), bags[..., 0])
 
 
 def test_other_models_are_run_on_each_part() -> None:
