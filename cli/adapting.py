@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from wsi_dino.cli import console
+from wsi_dino.cli.options import panel_option
 from wsi_dino.cli.run_pictures import RunPictures
 from wsi_dino.errors import ConfigError
 
@@ -40,8 +40,7 @@ class AdaptLayers(StrEnum):
     both = "both"
 
 
-def _option(*names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=_PANEL, show_default=False, **settings)
+_option = partial(panel_option, _PANEL)
 
 
 AdaptOption = Annotated[

@@ -11,6 +11,7 @@ import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.options import EncodersOption, JsonOption, RunOption, WorkersOption
+from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -67,10 +68,6 @@ class StainNorm(StrEnum):
     macenko = "macenko"
     vahadane = "vahadane"
     reinhard = "reinhard"
-
-
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 def embed(
@@ -197,12 +194,12 @@ def embed(
     folder = RunFolder(run).require()
     _require_tiles(folder)
     stain = _load_stain(stain_norm, stain_reference)
-    encoders = _encoder_settings(
+    encoders = encoder_settings(
         names,
-        pooling=_per_encoder("--pooling", pooling, names),
-        input_px=_per_encoder("--input-px", input_px, names),
-        weights=_per_encoder("--weights", weights, names),
-        adapter=_per_encoder("--adapter", adapter, names),
+        pooling=per_encoder("--pooling", pooling, names),
+        input_px=per_encoder("--input-px", input_px, names),
+        weights=per_encoder("--weights", weights, names),
+        adapter=per_encoder("--adapter", adapter, names),
         weights_dir=weights_dir,
         random_weights=random_weights,
         called=called,
@@ -278,7 +275,7 @@ def _make_spec(
     )
 
 
-def _encoder_settings(
+def encoder_settings(
     names: Sequence[str],
     *,
     pooling: Mapping[str, str],
@@ -336,7 +333,7 @@ def _side_px(text: str) -> int:
     return int(text)
 
 
-def _per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
+def per_encoder(option: str, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
     """Sort ``VALUE`` and ``NAME=VALUE`` by encoder.
 
     Raises:

@@ -15,6 +15,7 @@ from wsi_dino.cli.mil_outcome import as_json as outcome_json
 from wsi_dino.cli.mil_outcome import print_outcome, print_overview
 from wsi_dino.cli.mil_work import Order, work_off
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
+from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.cli.project_file import PROJECT_FILE, read_project_file
 from wsi_dino.errors import ConfigError, nearest_name
 
@@ -30,10 +31,6 @@ _SPELT = {"settings": "set"}  # parameters of another name than their option
 _POLICIES = ("youden-on-validation", "f1-on-validation", "fixed-0.5")
 _PATHS = ("labels", "splits", "test_run", "test_labels", "weights", "weights_dir", "slides")
 _NOT_IN_COMMAND = ("ctx", "run", *_PATHS, "device", "workers", "as_json", "encoder", "return")
-
-
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 def mil(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any
 
-import typer
-
+from wsi_dino.cli.options import panel_option
 from wsi_dino.errors import ConfigError
 
 _PANEL = "What is predicted"
@@ -20,8 +20,7 @@ class SurvivalHead(StrEnum):
     cox = "cox"
 
 
-def _option(*names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=_PANEL, show_default=False, **settings)
+_option = partial(panel_option, _PANEL)
 
 
 TargetOption = Annotated[

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+
+def panel_option(panel: str, *names: str, help: str, **settings: Any) -> Any:
+    """Return an option that stands in `panel` of the help page; its default is told by `help`."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 class Device(StrEnum):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -11,29 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console
-from wsi_dino.cli.embed import PrecisionName, _encoder_settings, _per_encoder
+from wsi_dino.cli import console, probe_options
+from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
+from wsi_dino.cli.options import panel_option as _option
+from wsi_dino.cli.probe_options import AspectName, MissingPolicy
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
     from wsi_dino.radiology.chest_run import ChestSpec
     from wsi_dino.radiology.datasets.image_set import ImageSet
 
-_MODEL, _PIXELS = "Model and weights", "Images and pixels"
-_PROBE, _JUDGING = "Probe", "Split and figures"
-_SHOWN_FAILURES = 10
-_SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
+_PIXELS, _PROBE, _JUDGING = "Images and pixels", "Probe", probe_options.JUDGING
 _SHOWN_STUDY = ["encoder", "input_px", "labels", "auc_macro", "auc_macro_frequent", "auc_macro_frequent_low",
                 "auc_macro_frequent_high", "check_auc_macro_frequent"]  # fmt: skip
-
-
-class AspectName(StrEnum):
-    """What becomes of an image that is not square."""
-
-    pad = "pad"
-    squash = "squash"
-    crop = "crop"
 
 
 class IntensityName(StrEnum):
@@ -54,13 +43,6 @@ class SplitName(StrEnum):
     folds = "folds"
 
 
-class MissingPolicy(StrEnum):
-    """What becomes of images of the table without a file."""
-
-    fail = "fail"
-    skip = "skip"
-
-
 class OptimiserName(StrEnum):
     """Optimisers of the probe."""
 
@@ -74,10 +56,6 @@ class ScheduleName(StrEnum):
 
     constant = "constant"
     cosine = "cosine"
-
-
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 def chest_xray(
@@ -143,30 +121,13 @@ def chest_xray(
             "(MGCA's).  [default: native]",
         ),
     ] = IntensityName.native,
-    pooling: Annotated[
-        list[str] | None,
-        _option(_MODEL, "--pooling", help="Token: cls, mean, cls+mean ...; NAME=POOLING for one of several encoders."),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        _option(_MODEL, "--weights", help="Checkpoint file; NAME=FILE for one of several encoders."),
-    ] = None,
-    weights_dir: Annotated[
-        Path | None, _option(_MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
-    ] = None,
-    random_weights: Annotated[
-        int | None, _option(_MODEL, "--random-weights", help="Seed of an untrained network, as a baseline.")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        _option(_MODEL, "--adapter", help="Folder of a LoRA adapter; NAME=DIR for one of several encoders."),
-    ] = None,
-    precision: Annotated[
-        PrecisionName, _option(_MODEL, "--precision", help="Number format of the network.  [default: auto]")
-    ] = PrecisionName.auto,
-    device: Annotated[
-        str, _option(_MODEL, "--device", metavar="auto|cpu|cuda|mps", help="Where it runs.  [default: auto]")
-    ] = "auto",
+    pooling: probe_options.PoolingOption = None,
+    weights: probe_options.WeightsOption = None,
+    weights_dir: probe_options.WeightsDirOption = None,
+    random_weights: probe_options.RandomWeightsOption = None,
+    adapter: probe_options.AdapterOption = None,
+    precision: probe_options.PrecisionOption = PrecisionName.auto,
+    device: probe_options.PlaceOption = "auto",
     workers: WorkersOption = 0,
     optimiser: Annotated[
         OptimiserName, _option(_PROBE, "--optimiser", help="The paper names none.  [default: adam]")
@@ -201,29 +162,14 @@ def chest_xray(
             "else folds by patient. For rsna also detection.",
         ),
     ] = SplitName.auto,
-    folds: Annotated[
-        int, _option(_JUDGING, "--folds", min=2, help="By patient, where there is no split.  [default: 5]")
-    ] = 5,
-    seed: Annotated[
-        int, _option(_JUDGING, "--seed", min=0, help="Of folds, validation, probe, bootstrap.  [default: 0]")
-    ] = 0,
-    threshold: Annotated[
-        str,
-        _option(
-            _JUDGING, "--threshold", metavar="POLICY|NUMBER",
-            help="youden-, corner- or f1-on-validation, or a number for all labels; ...-on-test is optimistic and "
-            "flagged.  [default: youden-on-validation]",
-        ),
-    ] = "youden-on-validation",
-    optimistic: Annotated[
-        bool, _option(_JUDGING, "--optimistic", help="Show thresholds chosen on the test labels too, flagged.")
-    ] = False,
+    folds: probe_options.FoldsOption = 5,
+    seed: probe_options.SeedOption = 0,
+    threshold: probe_options.ThresholdOption = "youden-on-validation",
+    optimistic: probe_options.OptimisticOption = False,
     zero_division: Annotated[
         int, _option(_JUDGING, "--zero-division", min=0, max=1, help="What 0/0 counts as.  [default: 0]")
     ] = 0,
-    bootstrap: Annotated[
-        int, _option(_JUDGING, "--bootstrap", min=100, help="Resamples of patients.  [default: 1000]")
-    ] = 1000,
+    bootstrap: probe_options.BootstrapOption = 1000,
     pictures: Annotated[
         bool,
         _option(
@@ -242,19 +188,10 @@ def chest_xray(
     from wsi_dino.cli.radiology_chest_work import Asked, run_study
     from wsi_dino.run_folder import RunFolder
 
-    names = list(dict.fromkeys(encoder))
-    settings = _encoder_settings(
-        names,
-        pooling=_per_encoder("--pooling", pooling, names),
-        input_px={},
-        weights=_per_encoder("--weights", weights, names),
-        adapter=_per_encoder("--adapter", adapter, names),
-        weights_dir=weights_dir,
-        random_weights=random_weights,
-        called=None,
-        precision=precision.value,
-        runtime="torch",
-    )
+    settings = probe_options.probed_encoders(
+        encoder, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
+        random_weights=random_weights, precision=precision,
+    )  # fmt: skip
     judging = {"threshold": threshold, "optimistic": optimistic, "zero_division": zero_division,
                "n_resamples": bootstrap, "seed": seed}  # fmt: skip
     probe = {"optimiser": optimiser.value, "learning_rate": learning_rate, "batch_size": batch_size,
@@ -262,8 +199,9 @@ def chest_xray(
              "standardise": standardise, "seed": seed}  # fmt: skip
     images = _images(dataset, root, split, labels or [], missing, limit)
     view = {"aspect": aspect.value, "crop_fraction": crop_fraction, "intensity": intensity.value}
-    asked = Asked(RunFolder(run), images, settings, tuple(dict.fromkeys(size or [])), view,
-                  _spec(probe, judging, folds, seed), task, device, workers, _command(), pictures)  # fmt: skip
+    spec, command = _spec(probe, judging, folds, seed), probe_options.typed_command()
+    sides = tuple(dict.fromkeys(size or []))
+    asked = Asked(RunFolder(run), images, settings, sides, view, spec, task, device, workers, command, pictures)
     _say_images(images)
     results, failures = run_study(asked)
     folder = asked.folder
@@ -271,33 +209,21 @@ def chest_xray(
         console.print_json(_as_json(run, results, folder))
     else:
         _print(results, folder)
-    for name, reason in list(failures.items())[:_SHOWN_FAILURES]:
-        console.say(f"failed: {name}: {reason}")
-    if len(failures) > _SHOWN_FAILURES:
-        console.say(f"failed: {len(failures) - _SHOWN_FAILURES} more; metrics.json lists all")
+    probe_options.say_failures(list(failures.items()), "metrics.json")
     console.leave(len(failures))
-
-
-def _command() -> str:
-    return shlex.join(["wsi-dino", *sys.argv[1:]])
 
 
 def _spec(probe: dict[str, Any], judging: dict[str, Any], folds: int, seed: int) -> ChestSpec:
     from pydantic import ValidationError
 
-    from wsi_dino.evaluation.label_evaluation import EvaluationSpec
-    from wsi_dino.evaluation.label_thresholds import POLICIES
     from wsi_dino.evaluation.linear_probe import LinearProbeSpec, LogisticSpec
     from wsi_dino.radiology.chest_run import ChestSpec
 
-    threshold = judging["threshold"]
-    if threshold not in POLICIES:
-        judging |= {"threshold": "fixed", "fixed_threshold": _number("--threshold", threshold, POLICIES)}
     try:
         return ChestSpec(
             probe=LinearProbeSpec(**probe),
             check=LogisticSpec(standardise=probe["standardise"]),
-            evaluation=EvaluationSpec(**judging),
+            evaluation=probe_options.evaluation_spec(**judging),
             n_folds=folds,
             seed=seed,
         )
@@ -306,24 +232,10 @@ def _spec(probe: dict[str, Any], judging: dict[str, Any], folds: int, seed: int)
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
 
 
-def _number(option: str, text: str, known: Sequence[str]) -> float:
-    from wsi_dino.errors import nearest_name
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        near = nearest_name(text, known)
-        raise ConfigError(f"{option} {text}: expected a number from 0 to 1 or {', '.join(known)}.{near}")
-    return value
-
-
 def _images(
     dataset: str, root: Path, split: SplitName, labels: Sequence[str], missing: MissingPolicy, limit: int
 ) -> ImageSet:
-    names = [name.strip() for text in labels for name in text.split(",") if name.strip()]
-    images = _read(dataset, root, split, names)
+    images = _read(dataset, root, split, probe_options.split_names(labels))
     return images.settled(skip_missing=missing == MissingPolicy.skip).limited(limit)
 
 
@@ -385,26 +297,8 @@ def _print(results: Sequence[dict[str, Any]], folder: Path) -> None:
 
     for result in results:
         print(f"{result['dataset']} from {result['encoder']} at {result['input_px']} px")
-        rows = [_label_row(name, label, result) for name, label in result["labels"].items()]
-        summary, check = result["summary"]["auc_macro"], result["check"]["summary"]["auc_macro"]
-        total = {"label": "mean (auc_macro)", **{key: summary[key] for key in ("low", "high")}}
-        console.print_table([*rows, {**total, "auc": summary["value"], "check": check["value"]}], _SHOWN_LABELS)
-        for note in result["notes"]:
-            print(f"note: {note}")
+        probe_options.print_labels(result)
         print()
     if len(results) > 1:
         console.print_table(list(study_rows(results)), _SHOWN_STUDY)
     print(f"results: {folder}")
-
-
-def _label_row(name: str, label: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    auc = label["auc"]
-    return {
-        "label": name,
-        "positive": label["n_positive"],
-        "prevalence": label["prevalence"],
-        "auc": auc["value"],
-        "low": auc["low"],
-        "high": auc["high"],
-        "check": result["check"]["labels"][name]["auc"]["value"],
-    }

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console
-from wsi_dino.cli.embed import PrecisionName, _encoder_settings, _per_encoder
+from wsi_dino.cli import console, probe_options
+from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
-from wsi_dino.cli.radiology_chest import AspectName, MissingPolicy, _command, _number
+from wsi_dino.cli.options import panel_option as _option
+from wsi_dino.cli.probe_options import AspectName, MissingPolicy
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from wsi_dino.radiology.ct_folds import CtSpec
     from wsi_dino.radiology.datasets.volume_row import VolumeTable
 
-_MODEL, _PIXELS = "Model and weights", "Volumes and slices"
-_PROBE, _JUDGING = "Probe", "Split and figures"
+_PIXELS, _PROBE = "Volumes and slices", "Probe"
 
 
 class ProbeOption(StrEnum):
@@ -68,10 +68,6 @@ class WeightingName(StrEnum):
     uniform = "uniform"
     distance = "distance"
     softmax = "softmax"
-
-
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 def ct(
@@ -163,30 +159,13 @@ def ct(
         int,
         _option(_PIXELS, "--readers", min=0, help="Volumes decoded at once, each in memory; 0: one a core, at most 4."),
     ] = 0,
-    pooling: Annotated[
-        list[str] | None,
-        _option(_MODEL, "--pooling", help="Token: cls, mean, cls+mean ...; NAME=POOLING for one of several encoders."),
-    ] = None,
-    weights: Annotated[
-        list[str] | None,
-        _option(_MODEL, "--weights", help="Checkpoint file; NAME=FILE for one of several encoders."),
-    ] = None,
-    weights_dir: Annotated[
-        Path | None, _option(_MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
-    ] = None,
-    random_weights: Annotated[
-        int | None, _option(_MODEL, "--random-weights", help="Seed of an untrained network, as a baseline.")
-    ] = None,
-    adapter: Annotated[
-        list[str] | None,
-        _option(_MODEL, "--adapter", help="Folder of a LoRA adapter; NAME=DIR for one of several encoders."),
-    ] = None,
-    precision: Annotated[
-        PrecisionName, _option(_MODEL, "--precision", help="Number format of the network.  [default: auto]")
-    ] = PrecisionName.auto,
-    device: Annotated[
-        str, _option(_MODEL, "--device", metavar="auto|cpu|cuda|mps", help="Where it runs.  [default: auto]")
-    ] = "auto",
+    pooling: probe_options.PoolingOption = None,
+    weights: probe_options.WeightsOption = None,
+    weights_dir: probe_options.WeightsDirOption = None,
+    random_weights: probe_options.RandomWeightsOption = None,
+    adapter: probe_options.AdapterOption = None,
+    precision: probe_options.PrecisionOption = PrecisionName.auto,
+    device: probe_options.PlaceOption = "auto",
     workers: WorkersOption = 0,
     k: Annotated[
         list[int] | None,
@@ -200,26 +179,11 @@ def ct(
         _option(_PROBE, "--weighting", help="Of votes: uniform, distance, softmax (DINO's); may be repeated.  "
                 "[default: uniform softmax]"),
     ] = None,
-    folds: Annotated[
-        int, _option(_JUDGING, "--folds", min=2, help="By patient, where there is no split.  [default: 5]")
-    ] = 5,
-    seed: Annotated[
-        int, _option(_JUDGING, "--seed", min=0, help="Of folds, validation, probe, bootstrap.  [default: 0]")
-    ] = 0,
-    threshold: Annotated[
-        str,
-        _option(
-            _JUDGING, "--threshold", metavar="POLICY|NUMBER",
-            help="youden-, corner- or f1-on-validation, or a number for all labels; ...-on-test is optimistic and "
-            "flagged.  [default: youden-on-validation]",
-        ),
-    ] = "youden-on-validation",
-    optimistic: Annotated[
-        bool, _option(_JUDGING, "--optimistic", help="Show thresholds chosen on the test labels too, flagged.")
-    ] = False,
-    bootstrap: Annotated[
-        int, _option(_JUDGING, "--bootstrap", min=100, help="Resamples of patients.  [default: 1000]")
-    ] = 1000,
+    folds: probe_options.FoldsOption = 5,
+    seed: probe_options.SeedOption = 0,
+    threshold: probe_options.ThresholdOption = "youden-on-validation",
+    optimistic: probe_options.OptimisticOption = False,
+    bootstrap: probe_options.BootstrapOption = 1000,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Learn labels of CT volumes from frozen features of all their slices.
@@ -231,7 +195,6 @@ def ct(
     from wsi_dino.cli.radiology_ct_work import CtAsked, run_ct
     from wsi_dino.run_folder import RunFolder
 
-    names = list(dict.fromkeys(encoder))
     knn = {"ks": tuple(dict.fromkeys(k or ())), "metrics": tuple(dict.fromkeys(m.value for m in metric or ())),
            "weightings": tuple(dict.fromkeys(w.value for w in weighting or ()))}  # fmt: skip
     judging = {"threshold": threshold, "optimistic": optimistic, "n_resamples": bootstrap, "seed": seed}
@@ -239,17 +202,9 @@ def ct(
     asked = CtAsked(
         run=RunFolder(run),
         table=_table(dataset, root, release.value, labels or [], baseline or [], missing == MissingPolicy.skip, limit),
-        encoders=_encoder_settings(
-            names,
-            pooling=_per_encoder("--pooling", pooling, names),
-            input_px={},
-            weights=_per_encoder("--weights", weights, names),
-            adapter=_per_encoder("--adapter", adapter, names),
-            weights_dir=weights_dir,
-            random_weights=random_weights,
-            called=None,
-            precision=precision.value,
-            runtime="torch",
+        encoders=probe_options.probed_encoders(
+            encoder, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
+            random_weights=random_weights, precision=precision,
         ),
         sizes=tuple(dict.fromkeys(size or ())),
         view={"window": window, "aspect": aspect.value, "hu": hu.value},
@@ -259,8 +214,8 @@ def ct(
         device=device,
         workers=workers,
         readers=readers,
-        command=_command(),
-    )
+        command=probe_options.typed_command(),
+    )  # fmt: skip
     _say_table(asked.table)
     _report(asked, *run_ct(asked), as_json=as_json)
 
@@ -269,17 +224,12 @@ def _spec(
     probe: str, pool: str, knn: dict[str, Any], judging: dict[str, Any], folds: int, seed: int
 ) -> CtSpec:  # fmt: skip
     from wsi_dino.evaluation.attention_probe import AttentionSpec
-    from wsi_dino.evaluation.label_evaluation import EvaluationSpec
-    from wsi_dino.evaluation.label_thresholds import POLICIES
     from wsi_dino.evaluation.linear_probe import LinearProbeSpec
     from wsi_dino.radiology.ct_folds import CtSpec
 
-    if judging["threshold"] not in POLICIES:
-        value = _number("--threshold", judging["threshold"], POLICIES)
-        judging = {**judging, "threshold": "fixed", "fixed_threshold": value}
     spec = CtSpec.model_validate({
         "probe": probe, "pool": pool, "linear": LinearProbeSpec(seed=seed), "attention": AttentionSpec(seed=seed),
-        "evaluation": EvaluationSpec(**judging), "n_folds": folds, "seed": seed, **knn,
+        "evaluation": probe_options.evaluation_spec(**judging), "n_folds": folds, "seed": seed, **knn,
     })  # fmt: skip
     spec.check_sense()
     return spec
@@ -290,7 +240,7 @@ def _table(
 ) -> VolumeTable:
     from wsi_dino.radiology.datasets.volume_row import settle_missing
 
-    names = [name.strip() for text in labels for name in text.split(",") if name.strip()]
+    names = probe_options.split_names(labels)
     if not root.is_dir():
         raise ConfigError(f"--root {root} is not a folder.")
     table = _read(dataset, root, release, names, baselines)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_dino.cli import console
+from wsi_dino.cli.probe_options import print_labels, say_failures
 
 if TYPE_CHECKING:
     from wsi_dino.encoders.encoder import Encoder
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from wsi_dino.radiology.datasets.volume_row import VolumeRow, VolumeTable
     from wsi_dino.run_folder import RunFolder
 
-_SHOWN_FAILURES = 10
-_SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
 _VOLUME_COLUMNS = (
     "volume_id", "patient_id", "status", "reason", "n_slices", "shape", "spacing_mm", "stored_axes", "obliquity_deg",
     "hu_state", "hu_reason", "rescale", "remarks", "seconds",
@@ -166,10 +165,7 @@ def _say(outcome: CtEmbedOutcome) -> None:
     reasons = [f"{row['hu_state']}: {row['hu_reason']}" for row in done]
     for reason in sorted(set(reasons)):
         console.say(f"Hounsfield units of {reasons.count(reason)} volumes {reason}")
-    for row in outcome.failed[:_SHOWN_FAILURES]:
-        console.say(f"failed: {row['volume_id']}: {row['reason']}")
-    if len(outcome.failed) > _SHOWN_FAILURES:
-        console.say(f"failed: {len(outcome.failed) - _SHOWN_FAILURES} more; volumes.csv lists all")
+    say_failures([(row["volume_id"], row["reason"]) for row in outcome.failed], "volumes.csv")
 
 
 def print_results(results: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -182,23 +178,5 @@ def print_results(results: Sequence[Mapping[str, Any]], folder: Path) -> None:
         protocol = result["protocol"]
         what = f"{result['dataset']} from {result['encoder']} at {result['input_px']} px"
         print(f"{what}, {protocol['pool']}, {protocol['model']}")
-        rows = [_label_row(name, label, result) for name, label in result["labels"].items()]
-        total = result["summary"]["auc_macro"]
-        rows.append({"label": "mean (auc_macro)", "auc": total["value"], "low": total["low"], "high": total["high"]})
-        console.print_table(rows, _SHOWN_LABELS)
-        for note in result["notes"]:
-            print(f"note: {note}")
+        print_labels(result)
     print(f"results: {folder}")
-
-
-def _label_row(name: str, label: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
-    auc, check = label["auc"], result.get("check") or {"labels": {}}
-    return {
-        "label": name,
-        "positive": label["n_positive"],
-        "prevalence": label["prevalence"],
-        "auc": auc["value"],
-        "low": auc["low"],
-        "high": auc["high"],
-        "check": check["labels"].get(name, {}).get("auc", {}).get("value"),
-    }

@@ -10,6 +10,7 @@ import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, WorkersOption
+from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.cli.radiology_segment import DecoderOption, Told, _layers
 from wsi_dino.errors import ConfigError
 
@@ -43,10 +44,6 @@ class Ac3End(StrEnum):
 
     first = "first"
     last = "last"
-
-
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 def em(

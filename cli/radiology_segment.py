@@ -13,6 +13,7 @@ import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, WorkersOption
+from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,10 +75,6 @@ class EmptyOption(StrEnum):
     nan = "nan"
     inf = "inf"
     image_diagonal = "image_diagonal"
-
-
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 def segment(

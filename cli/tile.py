@@ -10,6 +10,7 @@ import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
+from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,10 +61,6 @@ class Backend(StrEnum):
     openslide = "openslide"
     tiled_tiff = "tiled-tiff"
     image = "image"
-
-
-def _option(panel: str, *names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 _Slides = Annotated[Path, typer.Argument(help="Folder of slides, at any depth, or one slide file.", show_default=False)]

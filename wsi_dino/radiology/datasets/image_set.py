@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_dino.errors import CohortError, nearest_name
+from wsi_dino.errors import CohortError
+from wsi_dino.radiology.datasets.label_names import label_places
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
 _SHOWN = 5
@@ -77,11 +78,7 @@ class ImageSet:
         Raises:
             CohortError: it has no such label.
         """
-        for name in names:
-            if name not in self.label_names:
-                near = nearest_name(name, self.label_names)
-                raise CohortError(f"Data set {self.name}: no label {name!r}.{near} Its labels: {self.label_names}.")
-        columns = [self.label_names.index(name) for name in names]
+        columns = label_places(self.name, self.label_names, names)
         return replace(self, label_names=tuple(names), targets=self.targets[:, columns])
 
     def settled(self, *, skip_missing: bool) -> ImageSet:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_dino.errors import CohortError, nearest_name
+from wsi_dino.errors import CohortError
+from wsi_dino.radiology.datasets.label_names import label_places
 from wsi_dino.volumes.volume import Rescale
 
 VOLUME_ENDINGS = (".nii.gz", ".nii")
@@ -82,11 +83,7 @@ class VolumeTable:
         Raises:
             CohortError: it has no such label.
         """
-        for name in names:
-            if name not in self.label_names:
-                near = nearest_name(name, self.label_names)
-                raise CohortError(f"Data set {self.name}: no label {name!r}.{near} Its labels: {self.label_names}.")
-        columns = [self.label_names.index(name) for name in names]
+        columns = label_places(self.name, self.label_names, names)
         rows = tuple(replace(row, targets=tuple(row.targets[column] for column in columns)) for row in self.rows)
         return replace(self, label_names=tuple(names), rows=rows)
 

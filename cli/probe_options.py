@@ -1,0 +1,168 @@
+"""Options and ways of telling that chest X-rays and CT share: encoders, thresholds, figures by label."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from wsi_dino.cli import console
+from wsi_dino.cli.embed import PrecisionName, encoder_settings, per_encoder
+from wsi_dino.cli.options import panel_option as _option
+from wsi_dino.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wsi_dino.evaluation.label_evaluation import EvaluationSpec
+
+MODEL, JUDGING = "Model and weights", "Split and figures"
+_SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
+_SHOWN_FAILURES = 10
+
+
+class AspectName(StrEnum):
+    """What becomes of an image that is not square."""
+
+    pad = "pad"
+    squash = "squash"
+    crop = "crop"
+
+
+class MissingPolicy(StrEnum):
+    """What becomes of rows of the table without a file."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+PoolingOption = Annotated[
+    list[str] | None,
+    _option(MODEL, "--pooling", help="Token: cls, mean, cls+mean ...; NAME=POOLING for one of several encoders."),
+]
+WeightsOption = Annotated[
+    list[str] | None, _option(MODEL, "--weights", help="Checkpoint file; NAME=FILE for one of several encoders.")
+]
+WeightsDirOption = Annotated[
+    Path | None, _option(MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
+]
+RandomWeightsOption = Annotated[
+    int | None, _option(MODEL, "--random-weights", help="Seed of an untrained network, as a baseline.")
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    _option(MODEL, "--adapter", help="Folder of a LoRA adapter; NAME=DIR for one of several encoders."),
+]
+PrecisionOption = Annotated[
+    PrecisionName, _option(MODEL, "--precision", help="Number format of the network.  [default: auto]")
+]
+PlaceOption = Annotated[
+    str, _option(MODEL, "--device", metavar="auto|cpu|cuda|mps", help="Where it runs.  [default: auto]")
+]
+FoldsOption = Annotated[
+    int, _option(JUDGING, "--folds", min=2, help="By patient, where there is no split.  [default: 5]")
+]
+SeedOption = Annotated[
+    int, _option(JUDGING, "--seed", min=0, help="Of folds, validation, probe, bootstrap.  [default: 0]")
+]
+ThresholdOption = Annotated[
+    str,
+    _option(
+        JUDGING, "--threshold", metavar="POLICY|NUMBER",
+        help="youden-, corner- or f1-on-validation, or a number for all labels; ...-on-test is optimistic and "
+        "flagged.  [default: youden-on-validation]",
+    ),
+]  # fmt: skip
+OptimisticOption = Annotated[
+    bool, _option(JUDGING, "--optimistic", help="Show thresholds chosen on the test labels too, flagged.")
+]
+BootstrapOption = Annotated[
+    int, _option(JUDGING, "--bootstrap", min=100, help="Resamples of patients.  [default: 1000]")
+]
+
+
+def typed_command() -> str:
+    """Return the command line as it was typed."""
+    return shlex.join(["wsi-dino", *sys.argv[1:]])
+
+
+def split_names(texts: Sequence[str]) -> list[str]:
+    """Return names that were separated by commas or repeated."""
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+def probed_encoders(
+    encoder: Sequence[str], *, pooling: Sequence[str] | None, weights: Sequence[str] | None,
+    adapter: Sequence[str] | None, weights_dir: Path | None, random_weights: int | None, precision: PrecisionName,
+) -> tuple[dict[str, Any], ...]:  # fmt: skip
+    """Return the arguments of `load_encoder` for each encoder, but for size and device."""
+    names = list(dict.fromkeys(encoder))
+    return encoder_settings(
+        names,
+        pooling=per_encoder("--pooling", pooling, names),
+        input_px={},
+        weights=per_encoder("--weights", weights, names),
+        adapter=per_encoder("--adapter", adapter, names),
+        weights_dir=weights_dir,
+        random_weights=random_weights,
+        called=None,
+        precision=precision.value,
+        runtime="torch",
+    )
+
+
+def evaluation_spec(threshold: str, **settings: Any) -> EvaluationSpec:
+    """Return how figures are made; `threshold` is a policy, or a number for all labels.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    from wsi_dino.errors import nearest_name
+    from wsi_dino.evaluation.label_evaluation import EvaluationSpec
+    from wsi_dino.evaluation.label_thresholds import POLICIES
+
+    if threshold in POLICIES:
+        return EvaluationSpec.model_validate({**settings, "threshold": threshold})
+    try:
+        value = float(threshold)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        near = nearest_name(threshold, POLICIES)
+        raise ConfigError(
+            f"--threshold {threshold}: expected a number from 0 to 1 or {', '.join(POLICIES)}.{near}"
+        )  # fmt: skip
+    return EvaluationSpec.model_validate({**settings, "threshold": "fixed", "fixed_threshold": value})
+
+
+def print_labels(result: Mapping[str, Any]) -> None:
+    """Print the figures of each label, their mean and the notes of one result."""
+    check = result.get("check") or {"labels": {}, "summary": {}}
+    rows = [_label_row(name, label, check["labels"].get(name, {})) for name, label in result["labels"].items()]
+    total, checked = result["summary"]["auc_macro"], check["summary"].get("auc_macro", {})
+    mean = {"label": "mean (auc_macro)", "auc": total["value"], "low": total["low"], "high": total["high"]}
+    console.print_table([*rows, {**mean, "check": checked.get("value")}], _SHOWN_LABELS)
+    for note in result["notes"]:
+        print(f"note: {note}")
+
+
+def _label_row(name: str, label: Mapping[str, Any], check: Mapping[str, Any]) -> dict[str, Any]:
+    auc = label["auc"]
+    return {
+        "label": name,
+        "positive": label["n_positive"],
+        "prevalence": label["prevalence"],
+        "auc": auc["value"],
+        "low": auc["low"],
+        "high": auc["high"],
+        "check": check.get("auc", {}).get("value"),
+    }
+
+
+def say_failures(reasons: Sequence[tuple[str, str]], listed_in: str) -> None:
+    """Tell the first failures, each with its reason, and in which file the others are."""
+    for name, reason in reasons[:_SHOWN_FAILURES]:
+        console.say(f"failed: {name}: {reason}")
+    if len(reasons) > _SHOWN_FAILURES:
+        console.say(f"failed: {len(reasons) - _SHOWN_FAILURES} more; {listed_in} lists all")
