@@ -68,12 +68,21 @@ class StackDecoder(nn.Module):
 
 
 def at_voxels(lattice: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Sample ``(1, channels, n_slices, height, width)`` at positions 0..1 by bilinear interpolation."""
-    grid = torch.stack(torch.meshgrid(rows * 2 - 1, cols * 2 - 1, indexing="ij")[::-1], -1)
-    slices = lattice[0].transpose(0, 1).float()
-    grid = grid.to(slices).expand(len(slices), -1, -1, -1)
-    sampled = functional.grid_sample(slices, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.transpose(0, 1)[None]
+    """Sample ``(1, channels, n_slices, height, width)`` at positions 0..1 by bilinear interpolation, in float32.
+
+    Two products with sparse matrices, whose gradients are products again: several times faster on a CPU than
+    `grid_sample`, whose gradient is not.
+    """
+    with torch.autocast(lattice.device.type, enabled=False):
+        by_rows = _between(rows, lattice.shape[3]) @ lattice.float()
+        return by_rows @ _between(cols, lattice.shape[4]).T
+
+
+def _between(positions: Tensor, n_cells: int) -> Tensor:
+    """Return ``(len(positions), n_cells)``: what each cell's centre counts at each position; borders are repeated."""
+    at = (positions.float() * n_cells - 0.5).clamp(0, n_cells - 1)
+    centres = torch.arange(n_cells, device=at.device)
+    return (1 - (at[:, None] - centres).abs()).clamp_min(0)
 
 
 class LinearDecoder(StackDecoder):
@@ -111,11 +120,11 @@ class _VoxelHead(nn.Module):
         self.last = nn.Conv3d(width, n_outputs, 1)
 
     def forward(self, lattice: Tensor, rows: Tensor, cols: Tensor, grey: Tensor | None) -> Tensor:
+        if not self.image_channels:  # a linear map of channels and one of places: the fewer channels go first
+            return at_voxels(self.last(lattice), rows, cols)
+        assert grey is not None
         voxels = at_voxels(lattice, rows, cols)
-        if self.image_channels:
-            assert grey is not None
-            voxels = torch.cat([voxels, grey.to(voxels) * 2 - 1], 1)
-        answer: Tensor = self.last(self.block(voxels))
+        answer: Tensor = self.last(self.block(torch.cat([voxels, grey.to(voxels) * 2 - 1], 1)))
         return answer
 
 
