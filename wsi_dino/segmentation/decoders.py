@@ -98,9 +98,12 @@ class LinearDecoder(StackDecoder):
         return torch.stack([at_voxels(answer, rows, cols) for answer in answers]).sum(0)
 
 
-def _block(n_in: int, n_out: int) -> nn.Sequential:
+def _block(n_in: int, n_out: int, *, is_light: bool = False) -> nn.Sequential:
+    """Return two convolutions; of a light block the first, which takes most channels, looks in plane only."""
+    first = (1, 3, 3) if is_light else (3, 3, 3)
     return nn.Sequential(
-        nn.Conv3d(n_in, n_out, 3, padding=1, bias=False), nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
+        nn.Conv3d(n_in, n_out, first, padding=tuple(side // 2 for side in first), bias=False),
+        nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
         nn.Conv3d(n_out, n_out, 3, padding=1, bias=False), nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
     )  # fmt: skip
 
@@ -110,22 +113,34 @@ def _up(n_in: int, n_out: int) -> nn.ConvTranspose3d:
 
 
 class _VoxelHead(nn.Module):
-    """The last step, on the voxel grid; with the image beside the features when asked."""
+    """The last step, on the voxel grid; with the image beside the features when asked.
 
-    def __init__(self, width: int, n_outputs: int, image_channels: int) -> None:
+    Args:
+        width: channels that come.
+        n_outputs: channels of the answer.
+        image_channels: of the image; 0 for none.
+        parts: answers a side that each cell gives, as sub-pixels (Shi et al. 2016, arXiv 1609.05158).
+    """
+
+    def __init__(self, width: int, n_outputs: int, image_channels: int, parts: int = 1) -> None:
         super().__init__()
-        self.image_channels = image_channels
+        self.image_channels, self.parts = image_channels, parts
         n_in = width + image_channels
         self.block = _block(n_in, width) if image_channels else nn.Identity()
-        self.last = nn.Conv3d(width, n_outputs, 1)
+        self.last = nn.Conv3d(width, n_outputs * parts**2, 1)
 
     def forward(self, lattice: Tensor, rows: Tensor, cols: Tensor, grey: Tensor | None) -> Tensor:
         if not self.image_channels:  # a linear map of channels and one of places: the fewer channels go first
-            return at_voxels(self.last(lattice), rows, cols)
+            return at_voxels(_sub_pixels(self.last(lattice), self.parts), rows, cols)
         assert grey is not None
         voxels = at_voxels(lattice, rows, cols)
         answer: Tensor = self.last(self.block(torch.cat([voxels, grey.to(voxels) * 2 - 1], 1)))
         return answer
+
+
+def _sub_pixels(lattice: Tensor, parts: int) -> Tensor:
+    """Turn ``(1, channels * parts ** 2, z, y, x)`` to ``(1, channels, z, y * parts, x * parts)``."""
+    return functional.pixel_shuffle(lattice[0].transpose(0, 1), parts).transpose(0, 1)[None]
 
 
 class ConvDecoder(StackDecoder):
@@ -134,31 +149,47 @@ class ConvDecoder(StackDecoder):
     All layers of the coarsest stride are joined at the bottom. Each step up takes the maps of its own stride where
     the encoder has some (convolutional networks), else one more shallow layer, enlarged.
 
+    A light one costs half: its blocks look across slices once, not twice, and the last step of two is made by
+    sub-pixels where the encoder has no maps of that stride and the decoder is not given the image.
+
     Args:
         layers: of the stack.
         n_outputs: channels of the answer.
         n_up: steps of two from the coarsest maps.
         image_channels: of the image for the skip at full resolution; 0 for none.
+        is_light: see above.
     """
 
-    def __init__(self, layers: Sequence[Layer], n_outputs: int, n_up: int, image_channels: int = 0) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        n_outputs: int,
+        n_up: int,
+        image_channels: int = 0,
+        *,
+        is_light: bool = False,
+    ) -> None:
         super().__init__(layers, n_outputs)
         coarsest = max(layer.stride_px for layer in layers)
+        in_parts = is_light and not image_channels and not _of_stride(layers, coarsest / 2**n_up)
+        n_up -= int(in_parts)
         self.bottom_layers = [i for i, layer in enumerate(layers) if layer.stride_px == coarsest]
         self.skip_layers = [_skips(layers, coarsest, step) for step in range(1, n_up + 1)]
         widths = [_WIDTHS[min(step, len(_WIDTHS) - 1)] for step in range(n_up + 1)]
         n_bottom = sum(layers[i].channels for i in self.bottom_layers)
         self.entry = nn.Conv3d(n_bottom, widths[0], 1)
-        self.bottom = _block(widths[0], widths[0])
+        self.bottom = _block(widths[0], widths[0], is_light=is_light)
         self.ups = nn.ModuleList(_up(a, b) for a, b in itertools.pairwise(widths))
         self.skips = nn.ModuleList(
             nn.ModuleList(nn.Conv3d(layers[i].channels, width, 1) for i in taken)
             for taken, width in zip(self.skip_layers, widths[1:], strict=True)
         )
-        self.blocks = nn.ModuleList(_block(2 * width if taken else width, width)
-                                    for taken, width in zip(self.skip_layers, widths[1:], strict=True))  # fmt: skip
+        self.blocks = nn.ModuleList(
+            _block(2 * width if taken else width, width, is_light=is_light)
+            for taken, width in zip(self.skip_layers, widths[1:], strict=True)
+        )
         self.dropout = nn.Dropout3d(0.1)
-        self.head = _VoxelHead(widths[-1], n_outputs, image_channels)
+        self.head = _VoxelHead(widths[-1], n_outputs, image_channels, parts=2 if in_parts else 1)
 
     def forward(self, maps: Sequence[Tensor], rows: Tensor, cols: Tensor, grey: Tensor | None = None) -> Tensor:
         """As `StackDecoder.forward`."""
@@ -181,12 +212,16 @@ class ConvDecoder(StackDecoder):
 
 
 def _skips(layers: Sequence[Layer], coarsest: int, step: int) -> list[int]:
-    own = [i for i, layer in enumerate(layers) if layer.stride_px * 2**step == coarsest]
+    own = _of_stride(layers, coarsest / 2**step)
     if own:
         return own
     if any(layer.stride_px != coarsest for layer in layers):
         return []
     return [len(layers) - 1 - step] if len(layers) > step else []
+
+
+def _of_stride(layers: Sequence[Layer], stride_px: float) -> list[int]:
+    return [i for i, layer in enumerate(layers) if layer.stride_px == stride_px]
 
 
 def _grown(skip: Tensor, like: Tensor) -> Tensor:
@@ -244,13 +279,20 @@ def _tower(layer: Layer, coarsest: int, step: int, widths: Sequence[int]) -> nn.
 
 
 def make_decoder(
-    name: DecoderName, layers: Sequence[Layer], n_outputs: int, n_up: int, image_channels: int = 0
+    name: DecoderName,
+    layers: Sequence[Layer],
+    n_outputs: int,
+    n_up: int,
+    image_channels: int = 0,
+    *,
+    is_light: bool = False,
 ) -> StackDecoder:
     """Return a decoder with fresh weights; arguments as for `ConvDecoder`."""
     if name == "linear":
         return LinearDecoder(layers, n_outputs)
-    kind = ConvDecoder if name == "conv3d" else UnetrDecoder
-    return kind(layers, n_outputs, n_up, image_channels)
+    if name == "unetr":
+        return UnetrDecoder(layers, n_outputs, n_up, image_channels)
+    return ConvDecoder(layers, n_outputs, n_up, image_channels, is_light=is_light)
 
 
 def steps_up(patch_mm: float, patch_px: int, coarsest_px: int, spacing_mm: float) -> int:

@@ -27,7 +27,8 @@ class SegmentationModel(BaseModel):
         layers: channels and stride of each, as stacked.
         meeting: of channels.
         patch_mm, patch_px, cell_px: how slices are shown.
-        decoder: name; `n_up` its steps of two; `image_skip` whether it takes the image.
+        decoder: name; `n_up` its steps of two; `image_skip` whether it takes the image; `is_light` see
+            `decoders.ConvDecoder`, False in files of earlier versions.
         window_slices, window_cells: what it is given at once (voxels for a network).
         fold: whose training cases it learned from.
         training: recipe and precision.
@@ -50,6 +51,7 @@ class SegmentationModel(BaseModel):
     decoder: str = ""
     n_up: int = 0
     image_skip: bool = False
+    is_light: bool = False
     window_slices: int
     window_cells: int
     fold: int
