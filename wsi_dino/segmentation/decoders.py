@@ -100,9 +100,9 @@ class LinearDecoder(StackDecoder):
 
 def _block(n_in: int, n_out: int, *, is_light: bool = False) -> nn.Sequential:
     """Return two convolutions; of a light block the first, which takes most channels, looks in plane only."""
-    first = (1, 3, 3) if is_light else (3, 3, 3)
+    depth = 1 if is_light else 3
     return nn.Sequential(
-        nn.Conv3d(n_in, n_out, first, padding=tuple(side // 2 for side in first), bias=False),
+        nn.Conv3d(n_in, n_out, (depth, 3, 3), padding=(depth // 2, 1, 1), bias=False),
         nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
         nn.Conv3d(n_out, n_out, 3, padding=1, bias=False), nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
     )  # fmt: skip

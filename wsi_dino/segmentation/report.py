@@ -77,8 +77,7 @@ def _published(table: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str
     for column in table["columns"]:
         value = metrics[names[column["metric"]]]["mean"] if column["metric"] in names else None
         factor = 100 if column["unit"] == "percent" else 1
-        is_known = isinstance(value, int | float) and np.isfinite(value)
-        ours.append(f"{factor * value:.2f}" if is_known else "–")
+        ours.append(f"{factor * value:.2f}" if isinstance(value, float) and np.isfinite(value) else "–")
     return {**table, "ours": ours, "modality": any(row["modality"] for row in table["rows"])}
 
 
