@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from wsi_dino.errors import ResultError
-from wsi_dino.evaluation.published.anomalies import Anomaly, read_anomalies
+from wsi_dino.evaluation.published.anomalies import Anomaly, KnownFinding, read_anomalies
 from wsi_dino.evaluation.published.printed_table import FOLDER, TABLE_NUMBERS, Column, PrintedTable, read_tables
 from wsi_dino.paper.contestants import encoder_of_row, fits, no_code
 from wsi_dino.paper.kind import Figure
@@ -25,6 +25,7 @@ from wsi_dino.paper.step import ResultKey
 _CAMELYON16_TASKS = ("camelyon16-cv", "camelyon16-official")
 _MSD = tuple(f"msd-task{number:02d}" for number in range(1, 11))
 _UNITS_ALIKE = {"share", "percent", "bits", "count"}
+_WHOLE_COLUMN = "claims"
 _MODEL_FIELDS = {"parameters": "parameters_m"}
 
 
@@ -90,6 +91,7 @@ class Table:
         columns: those that hold numbers.
         rows: from top to bottom, new ones last.
         anomalies: that concern it.
+        of_columns: numbers of those that concern a whole column.
         protocols: of each result in it, in words.
     """
 
@@ -97,6 +99,7 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     anomalies: Sequence[Anomaly]
+    of_columns: Mapping[str, tuple[int, ...]]
     protocols: Mapping[ResultKey, str]
 
 
@@ -201,7 +204,8 @@ def _table(
     named = {row.encoder for row in rows}
     rows += [row for encoder in encoders if encoder not in named for row in _new_rows(printed, encoder, results)]
     keys = dict.fromkeys(cell.result for row in rows for cell in row.cells.values() if cell.ours and cell.result)
-    return Table(printed, columns, rows, here, {key: results.protocol(key) for key in keys})
+    of_columns = {column.name: _of_column(column, here) for column in columns}
+    return Table(printed, columns, rows, here, of_columns, {key: results.protocol(key) for key in keys})
 
 
 def _printed_row(printed: PrintedTable, name: str, results: Results, anomalies: Sequence[Anomaly]) -> Row:
@@ -304,14 +308,24 @@ def _difference(published: str, figure: Figure, column: Column) -> float | None:
 
 
 def _with_anomalies(cell: Cell, row: str, column: Column, anomalies: Sequence[Anomaly]) -> Cell:
-    from dataclasses import replace
-
     touched = [
         anomaly.id for anomaly in anomalies
-        if any(f.table == str(column.table) and f.column == column.name and (f.row == row or f.check == "claims")
-               for f in anomaly.findings)
+        if any(_concerns(finding, column) and finding.check != _WHOLE_COLUMN and finding.row == row
+               for finding in anomaly.findings)
     ]  # fmt: skip
     return replace(cell, anomalies=tuple(touched)) if touched else cell
+
+
+def _of_column(column: Column, anomalies: Sequence[Anomaly]) -> tuple[int, ...]:
+    """Return the inconsistencies that are sentences of the text on a whole column."""
+    return tuple(
+        anomaly.id for anomaly in anomalies
+        if any(_concerns(finding, column) and finding.check == _WHOLE_COLUMN for finding in anomaly.findings)
+    )  # fmt: skip
+
+
+def _concerns(finding: KnownFinding, column: Column) -> bool:
+    return finding.table == str(column.table) and finding.column == column.name
 
 
 def number_text(value: float | None, unit: str) -> str:

@@ -200,5 +200,6 @@ def count_cells(tables: Sequence[Table]) -> dict[str, int]:
 
 
 def row_name(row: Row) -> str:
-    """Return the label, with our name where it differs."""
-    return row.label if not row.encoder or row.is_new else f"{row.label} ({row.encoder})"
+    """Return the label, with our name where one does not see the other in it."""
+    is_plain = row.encoder.replace("-", "") in row.label.lower().replace("-", "")
+    return row.label if not row.encoder or is_plain else f"{row.label} ({row.encoder})"

@@ -168,7 +168,8 @@ def last_words(log: Path) -> str:
         return "the command said nothing"
     lines = [line for line in lines if line]
     errors = [number for number, line in enumerate(lines) if line.lower().startswith("error:")]
-    text = " ".join(lines[errors[-1] :] if errors else lines[-2:])
+    failures = [line for line in lines if line.startswith("failed: ")]
+    text = " ".join(lines[errors[-1] :] if errors else failures or lines[-2:])
     return text if len(text) <= _REASON_LETTERS else f"{text[:_REASON_LETTERS]} ..."
 
 

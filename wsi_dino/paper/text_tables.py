@@ -6,11 +6,12 @@ import csv
 import io
 from collections.abc import Sequence
 
-from wsi_dino.evaluation.published.printed_table import SOURCE
+from wsi_dino.evaluation.published.printed_table import SOURCE, Column
 from wsi_dino.paper.cells import Cell
 from wsi_dino.paper.document import (
     METRICS,
     Beyond,
+    Group,
     Numbered,
     conventions,
     difference_text,
@@ -95,7 +96,7 @@ def _markdown_table(numbered: Numbered) -> str:
     lines = [f"## Table {numbered.number}: {numbered.title}\n"]
     for group in numbered.groups:
         lines += [f"### {group.name}\n"] if len(numbered.groups) > 1 else []
-        lines.append(f"| | {' | '.join(_md(group.heading(column)) for column in group.columns)} |")
+        lines.append(f"| | {' | '.join(_heading(numbered, group, column) for column in group.columns)} |")
         lines.append("|---" * (len(group.columns) + 1) + "|")
         for row in numbered.table.rows:
             cells = [row.cells[column.name] for column in group.columns]
@@ -112,6 +113,11 @@ def _markdown_table(numbered: Numbered) -> str:
     lines += [f"- {_md(key.encoder)}, {key.dataset} {key.variant}: {_md(text)}"
               for key, text in numbered.table.protocols.items() if text]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _heading(numbered: Numbered, group: Group, column: Column) -> str:
+    marks = "".join(f" [{number}]" for number in numbered.table.of_columns[column.name])
+    return _md(group.heading(column)) + marks
 
 
 def _markdown_beyond(own: Beyond) -> str:
