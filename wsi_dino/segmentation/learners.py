@@ -17,7 +17,7 @@ from wsi_dino.segmentation.feature_maps import SliceEncoder
 from wsi_dino.segmentation.feature_stack import Crop
 from wsi_dino.segmentation.model_file import SegmentationModel
 from wsi_dino.segmentation.request import SegmentRequest
-from wsi_dino.segmentation.sliding_window import predict_volume
+from wsi_dino.segmentation.sliding_window import added, predict_volume
 from wsi_dino.segmentation.stack_samples import StackedCase, StackSamples, grey_of, statistics_of
 from wsi_dino.segmentation.training import SampleSource, autocast, moved
 from wsi_dino.segmentation.views import VIEWS, undo_view
@@ -122,7 +122,7 @@ def mean_of_views(
     precision: str,
 ) -> Probabilities:
     """Return the class probabilities of a case, averaged over `views` of its slices."""
-    total: Any = 0
+    total: Probabilities | None = None
     for view in views:
         answer = _stack_answer(network, case, view, with_grey=facts.image_skip, device=device, precision=precision)
         found = predict_volume(
@@ -132,9 +132,10 @@ def mean_of_views(
             window_slices=facts.window_slices,
             window_cells=facts.window_cells,
         )
-        total = total + undo_view(found, view)
-    mean: Probabilities = total / len(views)
-    return mean
+        total = added(total, undo_view(found, view))
+    assert total is not None
+    total /= len(views)
+    return total
 
 
 def _stack_answer(
