@@ -32,7 +32,7 @@ from wsi_dino.volumes.nifti_channels import write_labels_like
 
 Notice = Callable[[str], None]
 _WATCHED_CASES, _WATCHED_TIMES = 8, 10
-_ROW_FORMAT = 2
+_ROW_FORMAT = 3
 
 
 @dataclass(frozen=True)
