@@ -200,6 +200,26 @@ def test_a_patient_in_two_subsets_is_refused(discs: Path, tmp_path: Path) -> Non
     assert _run(tmp_path, "--dataset", "t.csv", "--root", discs / "images", "--size", 64, "--split", "folds").code == 0
 
 
+def test_files_without_a_row_and_rows_that_stand_twice_are_decided_by_options(discs: Path, tmp_path: Path) -> None:
+    lines = (discs / "discs.csv").read_text().splitlines()
+    (tmp_path / "t.csv").write_text("\n".join([*lines[:-2], lines[3], lines[4]]) + "\n")
+    common = ("--dataset", "t.csv", "--root", discs / "images", "--size", 32, "--labels", "disc", "--json")
+    ran = _run(tmp_path, *common)
+    assert ran.code == 2
+    message = ran.json["error"]["message"]
+    assert "'02.png' stands in rows 4 and 40 (2 rows" in message
+    assert "--duplicates drop" in message
+    ran = _run(tmp_path, *common, "--duplicates", "drop", "--unlisted", "fail")
+    assert "2 files are not in the table, e.g. 38.png, 39.png" in ran.json["error"]["message"]
+    ran = _run(tmp_path, *common, "--duplicates", "drop")
+    assert ran.code == 0, ran.stderr
+    assert any("2 rows say what an earlier one says and were dropped" in note for note in ran.json["notes"])
+    assert (ran.json["images"]["in_table"], ran.json["images"]["not_in_table"]) == (38, 2)
+    (tmp_path / "t.csv").write_text("\n".join([*lines, "02.png,p1,0,0,left"]) + "\n")
+    ran = _run(tmp_path, *common, "--duplicates", "drop")
+    assert "The rows differ" in ran.json["error"]["message"]
+
+
 def test_the_authors_crop_is_taken_when_asked(discs: Path, tmp_path: Path) -> None:
     ran = _run(tmp_path, *_of_discs(discs, "--labels", "disc", "--json", "--crop-fraction", "record", "--limit", 20))
     assert ran.json["protocol"]["view"]["crop_fraction"] == 0.875
