@@ -17,6 +17,7 @@ from wsi_dino.errors import ConfigError, WeightsError
 if TYPE_CHECKING:
     from wsi_dino.cli.embed_processes import Worker
     from wsi_dino.cli.embed_request import EmbedRequest
+    from wsi_dino.encoders.record import EncoderSpec
     from wsi_dino.pathology.embed_spec import EmbedSpec
     from wsi_dino.pathology.embedding import EmbedOutcome
     from wsi_dino.pathology.stain import StainReference
@@ -286,6 +287,24 @@ def encoder_settings(
     **settings: Any,
 ) -> tuple[dict[str, Any], ...]:
     """Return the arguments of `load_encoder` for each encoder; what is wrong with them costs no import of torch."""
+    chosen = encoder_choices(
+        names, pooling=pooling, input_px=input_px, weights=weights, adapter=adapter, random_weights=random_weights,
+        **settings,
+    )  # fmt: skip
+    return tuple(arguments for _, arguments in chosen)
+
+
+def encoder_choices(
+    names: Sequence[str],
+    *,
+    pooling: Mapping[str, str],
+    input_px: Mapping[str, str],
+    weights: Mapping[str, str],
+    adapter: Mapping[str, str],
+    random_weights: int | None,
+    **settings: Any,
+) -> tuple[tuple[EncoderSpec, dict[str, Any]], ...]:
+    """Return the record of each encoder and its arguments of `load_encoder`."""
     _check_adapters(names, adapter, settings["called"])
     if random_weights is not None and weights:
         raise ConfigError("--weights and --random-weights exclude each other: give one of them.")
@@ -295,18 +314,19 @@ def encoder_settings(
     from wsi_dino.encoders.registry import get_record
 
     sides = {name: _side_px(text) for name, text in input_px.items()}
-    for name in names:
-        get_record(name, near=[Path(path) for path in (weights.get(name), settings["weights_dir"]) if path])
     return tuple(
-        {
-            "name": name,
-            "pooling": pooling.get(name),
-            "input_px": sides.get(name),
-            "weights": Path(weights[name]) if name in weights else None,
-            "random_weights": random_weights,
-            "adapter": Path(adapter[name]) if name in adapter else None,
-            **settings,
-        }
+        (
+            get_record(name, near=[Path(path) for path in (weights.get(name), settings["weights_dir"]) if path]),
+            {
+                "name": name,
+                "pooling": pooling.get(name),
+                "input_px": sides.get(name),
+                "weights": Path(weights[name]) if name in weights else None,
+                "random_weights": random_weights,
+                "adapter": Path(adapter[name]) if name in adapter else None,
+                **settings,
+            },
+        )
         for name in names
     )
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dino.cli import console
-from wsi_dino.cli.embed import PrecisionName, encoder_settings, per_encoder
+from wsi_dino.cli.embed import PrecisionName, encoder_choices, per_encoder
+from wsi_dino.cli.options import MODEL_PANEL
 from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
+    from wsi_dino.encoders.record import EncoderSpec
     from wsi_dino.evaluation.label_evaluation import EvaluationSpec
+    from wsi_dino.radiology.datasets.reader import Holds
 
-MODEL, JUDGING = "Model and weights", "Split and figures"
+MODEL, JUDGING = MODEL_PANEL, "Split and figures"
 _SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
 _SHOWN_FAILURES = 10
 
@@ -43,12 +47,6 @@ PoolingOption = Annotated[
 ]
 WeightsOption = Annotated[
     list[str] | None, _option(MODEL, "--weights", help="Checkpoint file; NAME=FILE for one of several encoders.")
-]
-WeightsDirOption = Annotated[
-    Path | None, _option(MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
-]
-RandomWeightsOption = Annotated[
-    int | None, _option(MODEL, "--random-weights", help="Seed of an untrained network, as a baseline.")
 ]
 AdapterOption = Annotated[
     list[str] | None,
@@ -82,6 +80,39 @@ BootstrapOption = Annotated[
 ]
 
 
+def dataset_metavar(holds: Holds) -> str:
+    """Return what `--dataset` takes: the registered data sets, or a table."""
+    from wsi_dino.radiology.datasets.reader import dataset_readers
+
+    return "|".join((*dataset_readers(holds), "TABLE.csv"))
+
+
+def split_option(holds: Holds) -> Any:
+    """Return the option `--split` with what each registered data set has."""
+    from wsi_dino.radiology.datasets.reader import AUTO, FOLDS, dataset_readers
+
+    readers = dataset_readers(holds).values()
+    every = dict.fromkeys((AUTO, *(split for reader in readers for split in reader.splits), FOLDS))
+    own = "; ".join(f"{reader.name} has {', '.join(reader.splits)}" for reader in readers if reader.splits)
+    return _option(
+        JUDGING, "--split", metavar="|".join(every),
+        help=f"auto: the data set's own ({own}), the table's column subset, else folds by patient.  [default: auto]",
+    )  # fmt: skip
+
+
+def release_option(panel: str) -> Any:
+    """Return the option `--release` with what each registered data set of volumes has."""
+    from wsi_dino.radiology.datasets.reader import AUTO, dataset_readers
+
+    readers = [reader for reader in dataset_readers("volumes").values() if reader.releases]
+    own = "; ".join(f"{reader.name} has {', '.join(reader.releases)}" for reader in readers)
+    return _option(
+        panel, "--release", metavar="|".join((AUTO, *(name for reader in readers for name in reader.releases))),
+        help=f"Of a data set's files: {own}; auto takes of each volume the first of these that is there.  "
+        "[default: auto]",
+    )  # fmt: skip
+
+
 def typed_command() -> str:
     """Return the command line as it was typed."""
     return shlex.join(["wsi-dino", *sys.argv[1:]])
@@ -92,13 +123,38 @@ def split_names(texts: Sequence[str]) -> list[str]:
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]
 
 
+@dataclass(frozen=True)
+class ProbedEncoder:
+    """An encoder to be judged.
+
+    Attributes:
+        record: of it.
+        settings: arguments of `load_encoder`, but for size and device.
+        sides: in px, each judged by itself.
+    """
+
+    record: EncoderSpec
+    settings: Mapping[str, Any]
+    sides: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """As it was asked for."""
+        return str(self.settings["name"])
+
+
 def probed_encoders(
-    encoder: Sequence[str], *, pooling: Sequence[str] | None, weights: Sequence[str] | None,
-    adapter: Sequence[str] | None, weights_dir: Path | None, random_weights: int | None, precision: PrecisionName,
-) -> tuple[dict[str, Any], ...]:  # fmt: skip
-    """Return the arguments of `load_encoder` for each encoder, but for size and device."""
+    encoder: Sequence[str], sizes: Sequence[int] | None, *, pooling: Sequence[str] | None,
+    weights: Sequence[str] | None, adapter: Sequence[str] | None, weights_dir: Path | None,
+    random_weights: int | None, precision: PrecisionName,
+) -> tuple[ProbedEncoder, ...]:  # fmt: skip
+    """Return the encoders, each with its sizes: those asked for, else that of its adapter or its own.
+
+    Raises:
+        ConfigError, EncoderError, WeightsError: an option is wrong, or an encoder does not take a size.
+    """
     names = list(dict.fromkeys(encoder))
-    return encoder_settings(
+    chosen = encoder_choices(
         names,
         pooling=per_encoder("--pooling", pooling, names),
         input_px={},
@@ -110,6 +166,18 @@ def probed_encoders(
         precision=precision.value,
         runtime="torch",
     )
+    return tuple(ProbedEncoder(record, settings, _sides(record, settings, sizes)) for record, settings in chosen)
+
+
+def _sides(record: EncoderSpec, settings: Mapping[str, Any], sizes: Sequence[int] | None) -> tuple[int, ...]:
+    from wsi_dino.encoders.adapter import read_adapter
+    from wsi_dino.encoders.loading import check_choices
+
+    own = record.input_px if settings["adapter"] is None else read_adapter(settings["adapter"]).record.input_px
+    sides = tuple(dict.fromkeys(sizes or (own,)))
+    for side in sides:
+        check_choices(record, settings["pooling"], side)
+    return sides
 
 
 def evaluation_spec(threshold: str, **settings: Any) -> EvaluationSpec:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console, probe_options
+from wsi_dino.cli import console, options, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
@@ -33,16 +33,6 @@ class IntensityName(StrEnum):
     max = "max"
 
 
-class SplitName(StrEnum):
-    """Where training and test images come from."""
-
-    auto = "auto"
-    official = "official"
-    classification = "classification"
-    detection = "detection"
-    folds = "folds"
-
-
 class OptimiserName(StrEnum):
     """Optimisers of the probe."""
 
@@ -62,9 +52,9 @@ def chest_xray(
     dataset: Annotated[
         str,
         typer.Option(
-            "--dataset", metavar="nih14|rsna|TABLE.csv", show_default=False,
-            help="NIH ChestX-ray14 or RSNA Pneumonia as they are published, or a table: image, patient_id, a column "
-            "of 0 and 1 for each label, if wanted subset (train, val, test).",
+            "--dataset", metavar=probe_options.dataset_metavar("images"), show_default=False,
+            help="A data set as it is published, or a table: image, patient_id, a column of 0 and 1 for each label, if "
+            "wanted subset (train, val, test).",
         ),
     ],
     root: Annotated[Path, typer.Option("--root", help="Folder of the images.", show_default=False)],
@@ -123,8 +113,8 @@ def chest_xray(
     ] = IntensityName.native,
     pooling: probe_options.PoolingOption = None,
     weights: probe_options.WeightsOption = None,
-    weights_dir: probe_options.WeightsDirOption = None,
-    random_weights: probe_options.RandomWeightsOption = None,
+    weights_dir: options.WeightsDirOption = None,
+    random_weights: options.RandomWeightsOption = None,
     adapter: probe_options.AdapterOption = None,
     precision: probe_options.PrecisionOption = PrecisionName.auto,
     device: probe_options.PlaceOption = "auto",
@@ -154,14 +144,7 @@ def chest_xray(
             help="Bring features to mean 0, deviation 1 of the training images.  [default: yes]",
         ),
     ] = True,
-    split: Annotated[
-        SplitName,
-        _option(
-            _JUDGING, "--split",
-            help="auto: the official lists (nih14), MGCA's classification split (rsna), the table's column subset, "
-            "else folds by patient. For rsna also detection.",
-        ),
-    ] = SplitName.auto,
+    split: Annotated[str, probe_options.split_option("images")] = "auto",
     folds: probe_options.FoldsOption = 5,
     seed: probe_options.SeedOption = 0,
     threshold: probe_options.ThresholdOption = "youden-on-validation",
@@ -189,7 +172,7 @@ def chest_xray(
     from wsi_dino.run_folder import RunFolder
 
     settings = probe_options.probed_encoders(
-        encoder, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
+        encoder, size, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
         random_weights=random_weights, precision=precision,
     )  # fmt: skip
     judging = {"threshold": threshold, "optimistic": optimistic, "zero_division": zero_division,
@@ -197,11 +180,10 @@ def chest_xray(
     probe = {"optimiser": optimiser.value, "learning_rate": learning_rate, "batch_size": batch_size,
              "n_epochs": epochs, "weight_decay": weight_decay, "schedule": schedule.value,
              "standardise": standardise, "seed": seed}  # fmt: skip
-    images = _images(dataset, root, split, labels or [], missing, limit)
+    images = _images(dataset, root, split, labels or [], skip_missing=missing == MissingPolicy.skip).limited(limit)
     view = {"aspect": aspect.value, "crop_fraction": crop_fraction, "intensity": intensity.value}
     spec, command = _spec(probe, judging, folds, seed), probe_options.typed_command()
-    sides = tuple(dict.fromkeys(size or []))
-    asked = Asked(RunFolder(run), images, settings, sides, view, spec, task, device, workers, command, pictures)
+    asked = Asked(RunFolder(run), images, settings, view, spec, task, device, workers, command, pictures)
     _say_images(images)
     results, failures = run_study(asked)
     folder = asked.folder
@@ -232,45 +214,11 @@ def _spec(probe: dict[str, Any], judging: dict[str, Any], folds: int, seed: int)
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
 
 
-def _images(
-    dataset: str, root: Path, split: SplitName, labels: Sequence[str], missing: MissingPolicy, limit: int
-) -> ImageSet:
-    images = _read(dataset, root, split, probe_options.split_names(labels))
-    return images.settled(skip_missing=missing == MissingPolicy.skip).limited(limit)
+def _images(dataset: str, root: Path, split: str, labels: Sequence[str], *, skip_missing: bool) -> ImageSet:
+    from wsi_dino.radiology.datasets.reader import DataRequest, read_images
 
-
-def _read(dataset: str, root: Path, split: SplitName, labels: Sequence[str]) -> ImageSet:
-    from dataclasses import replace
-
-    _check_split(dataset, split)
-    if dataset == "nih14":
-        from wsi_dino.radiology.datasets.nih14 import read_nih14
-
-        images = read_nih14(root, use_lists=split != SplitName.folds)
-        return images.with_labels(labels) if labels else images
-    if dataset == "rsna":
-        from wsi_dino.radiology.datasets.rsna import MgcaSplit, read_rsna
-
-        rule: MgcaSplit = "detection" if split == SplitName.detection else "classification"
-        images = read_rsna(root, split=None if split == SplitName.folds else rule)
-        return images.with_labels(labels) if labels else images
-    from wsi_dino.radiology.datasets.image_table import read_image_table
-
-    images = read_image_table(Path(dataset), root, labels=labels)
-    return replace(images, subsets=None) if split == SplitName.folds else images
-
-
-def _check_split(dataset: str, split: SplitName) -> None:
-    allowed = {"nih14": ("auto", "official", "folds"), "rsna": ("auto", "classification", "detection", "folds")}
-    known = allowed.get(dataset, ("auto", "folds"))
-    if split.value not in known:
-        raise ConfigError(f"--split {split.value}: data set {dataset} has {', '.join(known)}.")
-    if dataset not in allowed and not Path(dataset).is_file():
-        from wsi_dino.errors import nearest_name
-
-        raise ConfigError(
-            f"--dataset {dataset}: expected nih14, rsna or a table that is there.{nearest_name(dataset, allowed)}"
-        )
+    request = DataRequest(labels=tuple(probe_options.split_names(labels)), split=split)
+    return read_images(dataset, root, request).settled(skip_missing=skip_missing)
 
 
 def _say_images(images: ImageSet) -> None:

@@ -11,6 +11,7 @@ from wsi_dino.cli import console
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
+    from wsi_dino.cli.probe_options import ProbedEncoder
     from wsi_dino.encoders.record import EncoderSpec
     from wsi_dino.radiology.chest_image import ChestView
     from wsi_dino.radiology.chest_run import ChestSpec
@@ -25,8 +26,7 @@ class Asked:
     Attributes:
         run: the run folder.
         images: the data set.
-        encoders: arguments of `load_encoder` for each, but for size and device.
-        sizes: sides in px; none for each encoder's own.
+        encoders: those to judge, with their sizes.
         view: fields of `ChestView` as typed.
         spec: how features become figures.
         task: name of these labels, or "".
@@ -38,8 +38,7 @@ class Asked:
 
     run: RunFolder
     images: ImageSet
-    encoders: tuple[Mapping[str, Any], ...]
-    sizes: tuple[int, ...]
+    encoders: tuple[ProbedEncoder, ...]
     view: Mapping[str, str]
     spec: ChestSpec
     task: str
@@ -57,16 +56,13 @@ class Asked:
 
 
 def run_study(asked: Asked) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return the content of each metrics.json, and the images that failed with their reason.
-
-    What cannot work (a size that an encoder does not take) is refused before anything is computed.
-    """
-    plan = [(settings, view) for settings in asked.encoders for view in _views(asked, settings)]
+    """Return the content of each metrics.json, and the images that failed with their reason."""
+    plan = [(encoder, view) for encoder in asked.encoders for view in _views(asked, encoder)]
     results: list[dict[str, Any]] = []
     failures: dict[str, str] = {}
-    for settings, view in plan:
-        console.say(f"{settings['name']} at {view.size_px} px")
-        result, failed = _one(asked, settings, view)
+    for encoder, view in plan:
+        console.say(f"{encoder.name} at {view.size_px} px")
+        result, failed = _one(asked, encoder.settings, view)
         results.append(result)
         failures |= failed
     if len(results) > 1:
@@ -76,25 +72,18 @@ def run_study(asked: Asked) -> tuple[list[dict[str, Any]], dict[str, str]]:
     return results, failures
 
 
-def _views(asked: Asked, settings: Mapping[str, Any]) -> list[ChestView]:
+def _views(asked: Asked, encoder: ProbedEncoder) -> list[ChestView]:
     from pydantic import ValidationError
 
-    from wsi_dino.encoders.loading import check_choices
-    from wsi_dino.encoders.registry import get_record
     from wsi_dino.radiology.chest_image import ChestView
 
-    near = [path for path in (settings["weights"], settings["weights_dir"]) if path is not None]
-    record = get_record(settings["name"], near=near)
-    views = []
-    for size in asked.sizes or (record.input_px,):
-        check_choices(record, settings["pooling"], size)
-        fields: dict[str, Any] = {**asked.view, "crop_fraction": _crop_fraction(asked.view["crop_fraction"], record)}
-        try:
-            views.append(ChestView(size_px=size, interpolation=record.interpolation, **fields))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
-    return views
+    record = encoder.record
+    fields: dict[str, Any] = {**asked.view, "crop_fraction": _crop_fraction(asked.view["crop_fraction"], record)}
+    try:
+        return [ChestView(size_px=side, interpolation=record.interpolation, **fields) for side in encoder.sides]
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
 
 
 def _crop_fraction(text: str, record: EncoderSpec) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console, probe_options
+from wsi_dino.cli import console, options, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
@@ -47,14 +47,6 @@ class HuName(StrEnum):
     already = "already"
 
 
-class ReleaseName(StrEnum):
-    """Releases of CT-RATE's files."""
-
-    auto = "auto"
-    fixed = "fixed"
-    original = "original"
-
-
 class MetricName(StrEnum):
     """Distances of k-NN."""
 
@@ -74,8 +66,8 @@ def ct(
     dataset: Annotated[
         str,
         typer.Option(
-            "--dataset", metavar="ct-rate|TABLE.csv", show_default=False,
-            help="CT-RATE as it is published, or a table: volume (file or DICOM folder below --root), patient_id, a "
+            "--dataset", metavar=probe_options.dataset_metavar("volumes"), show_default=False,
+            help="A data set as it is published, or a table: volume (file or DICOM folder below --root), patient_id, a "
             "column of 0, 1 or nothing for each label; if wanted subset (train, val, test), scan_id, rescale_slope and "
             "rescale_intercept, spacing_x_mm, spacing_y_mm and spacing_z_mm.",
         ),
@@ -123,11 +115,7 @@ def ct(
             "cannot be HU is refused.  [default: auto]",
         ),
     ] = HuName.auto,
-    release: Annotated[
-        ReleaseName,
-        _option(_PIXELS, "--release", help="Of CT-RATE: auto takes the fixed file of a volume where it is there.  "
-                "[default: auto]"),
-    ] = ReleaseName.auto,
+    release: Annotated[str, probe_options.release_option(_PIXELS)] = "auto",
     labels: Annotated[
         list[str] | None,
         _option(_PIXELS, "--labels", help="Labels to learn, separated by commas or repeated.  [default: all]"),
@@ -161,8 +149,8 @@ def ct(
     ] = 0,
     pooling: probe_options.PoolingOption = None,
     weights: probe_options.WeightsOption = None,
-    weights_dir: probe_options.WeightsDirOption = None,
-    random_weights: probe_options.RandomWeightsOption = None,
+    weights_dir: options.WeightsDirOption = None,
+    random_weights: options.RandomWeightsOption = None,
     adapter: probe_options.AdapterOption = None,
     precision: probe_options.PrecisionOption = PrecisionName.auto,
     device: probe_options.PlaceOption = "auto",
@@ -179,6 +167,7 @@ def ct(
         _option(_PROBE, "--weighting", help="Of votes: uniform, distance, softmax (DINO's); may be repeated.  "
                 "[default: uniform softmax]"),
     ] = None,
+    split: Annotated[str, probe_options.split_option("volumes")] = "auto",
     folds: probe_options.FoldsOption = 5,
     seed: probe_options.SeedOption = 0,
     threshold: probe_options.ThresholdOption = "youden-on-validation",
@@ -201,12 +190,13 @@ def ct(
     spec = _spec(probe.value, pool.value, {key: value for key, value in knn.items() if value}, judging, folds, seed)
     asked = CtAsked(
         run=RunFolder(run),
-        table=_table(dataset, root, release.value, labels or [], baseline or [], missing == MissingPolicy.skip, limit),
+        table=_table(
+            dataset, root, (release, split), labels or [], baseline or [], skip_missing=missing == MissingPolicy.skip
+        ).limited(limit),
         encoders=probe_options.probed_encoders(
-            encoder, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
+            encoder, size, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
             random_weights=random_weights, precision=precision,
         ),
-        sizes=tuple(dict.fromkeys(size or ())),
         view={"window": window, "aspect": aspect.value, "hu": hu.value},
         spec=spec,
         task=task,
@@ -236,30 +226,15 @@ def _spec(
 
 
 def _table(
-    dataset: str, root: Path, release: str, labels: list[str], baselines: list[str], skip_missing: bool, limit: int
+    dataset: str, root: Path, choice: tuple[str, str], labels: list[str], baselines: list[str], *, skip_missing: bool
 ) -> VolumeTable:
+    from wsi_dino.radiology.datasets.reader import DataRequest, read_volumes
     from wsi_dino.radiology.datasets.volume_row import settle_missing
 
-    names = probe_options.split_names(labels)
-    if not root.is_dir():
-        raise ConfigError(f"--root {root} is not a folder.")
-    table = _read(dataset, root, release, names, baselines)
-    return settle_missing(table, skip=skip_missing).limited(limit)
-
-
-def _read(dataset: str, root: Path, release: str, names: list[str], baselines: list[str]) -> VolumeTable:
-    if dataset == "ct-rate":
-        from wsi_dino.radiology.datasets.ct_rate import read_ct_rate
-
-        if baselines:
-            raise ConfigError("--baseline names a column of a table of your own; CT-RATE has none.")
-        table = read_ct_rate(root, release=release)  # type: ignore[arg-type]
-        return table.with_labels(names) if names else table
-    if not Path(dataset).is_file():
-        raise ConfigError(f"--dataset {dataset}: expected ct-rate or a table that is there.")
-    from wsi_dino.radiology.datasets.volume_table import read_volume_table
-
-    return read_volume_table(Path(dataset), root, labels=names, baselines=baselines)
+    release, split = choice
+    names = tuple(probe_options.split_names(labels))
+    request = DataRequest(labels=names, baselines=tuple(baselines), split=split, release=release)
+    return settle_missing(read_volumes(dataset, root, request), skip=skip_missing)
 
 
 def _shard(text: str) -> tuple[int, int] | None:

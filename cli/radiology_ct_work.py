@@ -11,6 +11,7 @@ from wsi_dino.cli import console
 from wsi_dino.cli.probe_options import print_labels, say_failures
 
 if TYPE_CHECKING:
+    from wsi_dino.cli.probe_options import ProbedEncoder
     from wsi_dino.encoders.encoder import Encoder
     from wsi_dino.radiology.ct_embedding import CtEmbedOutcome
     from wsi_dino.radiology.ct_features import CtFeatures
@@ -32,8 +33,7 @@ class CtAsked:
     Attributes:
         run: the run folder.
         table: the data set.
-        encoders: arguments of `load_encoder` for each, but for size and device.
-        sizes: sides in px; none for each encoder's own.
+        encoders: those to judge, with their sizes.
         view: fields of `SliceSpec` as typed.
         spec: how features become figures.
         task: name of these labels, or "".
@@ -46,8 +46,7 @@ class CtAsked:
 
     run: RunFolder
     table: VolumeTable
-    encoders: tuple[Mapping[str, Any], ...]
-    sizes: tuple[int, ...]
+    encoders: tuple[ProbedEncoder, ...]
     view: Mapping[str, str]
     spec: CtSpec
     task: str
@@ -68,14 +67,14 @@ class CtAsked:
 def run_ct(asked: CtAsked) -> tuple[list[dict[str, Any]], int]:
     """Return the content of each metrics.json (or what a shard did), and how many volumes failed.
 
-    What cannot work (a window, a size that an encoder does not take) is refused before anything is computed.
+    A window that makes no sense is refused before anything is computed.
     """
     view = _view(asked.view)
-    plan = [(settings, side) for settings in asked.encoders for side in _sides(asked, settings)]
+    plan = [(encoder, side) for encoder in asked.encoders for side in encoder.sides]
     results, failed = [], set()
-    for settings, side in plan:
-        console.say(f"{settings['name']} at {side} px")
-        result, reasons = _one(asked, settings, side, view)
+    for encoder, side in plan:
+        console.say(f"{encoder.name} at {side} px")
+        result, reasons = _one(asked, encoder.settings, side, view)
         results.append(result)
         failed |= set(reasons)
     return results, len(failed)
@@ -87,18 +86,6 @@ def _view(view: Mapping[str, str]) -> SliceSpec:
 
     parse_window(view["window"])
     return SliceSpec.model_validate(dict(view))
-
-
-def _sides(asked: CtAsked, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    from wsi_dino.encoders.loading import check_choices
-    from wsi_dino.encoders.registry import get_record
-
-    near = [path for path in (settings["weights"], settings["weights_dir"]) if path is not None]
-    record = get_record(settings["name"], near=near)
-    sides = asked.sizes or (record.input_px,)
-    for side in sides:
-        check_choices(record, settings["pooling"], side)
-    return sides
 
 
 def _one(

@@ -12,6 +12,8 @@ from command_line import run_command
 from PIL import Image
 
 from wsi_dino.evaluation.multilabel import ACCURACIES, AVERAGES, RANKINGS
+from wsi_dino.radiology.datasets.image_set import ImageSet
+from wsi_dino.radiology.datasets.reader import DataRequest, DatasetReader
 
 _PAGE = (Path(__file__).resolve().parent.parent / "docs" / "radiology.md").read_text(encoding="utf-8")
 _IN_SMALL = {"dinov3-s": "timm/vit_tiny_patch16_224", "224": "32", "512": "64"}
@@ -53,3 +55,15 @@ def test_the_commands_of_the_page_run_in_their_order(tmp_path: Path) -> None:
 def test_the_page_names_every_convention() -> None:
     for name in (*ACCURACIES, *RANKINGS[:4], *(f"`{average}`" for average in AVERAGES)):
         assert name in _PAGE, name
+
+
+def test_the_example_of_a_data_set_is_one(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
+    there: dict[str, object] = {}
+    exec(block, there)
+    reader = there["READER"]
+    assert isinstance(reader, DatasetReader)
+    Image.fromarray(picture(0)).save(tmp_path / "a.png")
+    images = reader.read(tmp_path, DataRequest())
+    assert isinstance(images, ImageSet)
+    assert images.files == ("a.png", None)

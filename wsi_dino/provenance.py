@@ -98,11 +98,16 @@ def _sampled_digest(path: Path) -> bytes:
     return digest.digest()
 
 
-@lru_cache(maxsize=1)
-def environment() -> dict[str, str]:
-    """Return the versions that can change a result: ours, Python's, the libraries'."""
+@lru_cache(maxsize=8)
+def environment(*further: str) -> dict[str, str]:
+    """Return the versions that can change a result: ours, Python's, the libraries'.
+
+    Args:
+        further: packages that decide the results of one room alone. They are not told of by the others, whose
+            finished work would be done anew when such a package is updated.
+    """
     versions = {"wsi_dino": __version__, "python": platform.python_version()}
-    for package in _VERSIONED_PACKAGES:
+    for package in (*_VERSIONED_PACKAGES, *further):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -16,11 +16,12 @@ from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.errors import FeatureFileError, ImageError
 from wsi_dino.feature_file import FeatureFile, write_feature_file
 from wsi_dino.item_queue import ClaimedItem, ItemQueue
-from wsi_dino.provenance import environment, fingerprint, remove_stale_temporaries
+from wsi_dino.provenance import fingerprint, remove_stale_temporaries
 from wsi_dino.radiology.chest_dicom import require_pydicom
 from wsi_dino.radiology.chest_image import DICOM_ENDINGS, ChestView, read_chest_image, square_grey
 from wsi_dino.radiology.datasets.image_set import ImageSet
 from wsi_dino.radiology.feature_shards import FeatureShards
+from wsi_dino.radiology.versions import versions
 from wsi_dino.run_folder import RunFolder, safe_name
 
 # What of an encoder's identity was asked for; the rest (precision, batch size) may be chosen by the machine.
@@ -269,6 +270,6 @@ class _ShardMaker:
             "images": [entry[0] for entry in kept],
             "image_sha256": [entry[3] for entry in kept],
             "licence": self._encoder.spec.licence,
-            "versions": environment(),
+            "versions": versions(),
             "fingerprint": fingerprint(self._shards.request, [(entry[0], entry[3]) for entry in kept]),
         }

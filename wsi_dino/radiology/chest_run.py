@@ -20,12 +20,13 @@ from wsi_dino.evaluation.paper_like import paper_like
 from wsi_dino.evaluation.probing import probe_folds
 from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
-from wsi_dino.provenance import environment, file_sha256, fingerprint, write_json_atomically, write_text_atomically
+from wsi_dino.provenance import file_sha256, fingerprint, write_json_atomically, write_text_atomically
 from wsi_dino.radiology.chest_features import ChestFeatures, ImageEncoder
 from wsi_dino.radiology.chest_image import ChestView
 from wsi_dino.radiology.datasets.image_set import ImageSet
 from wsi_dino.radiology.datasets.nih14 import LABELS as NIH_LABELS
 from wsi_dino.radiology.predictions_table import predictions_csv
+from wsi_dino.radiology.versions import versions
 from wsi_dino.run_folder import RunFolder, safe_name
 
 _FORMAT = "chest-xray/1"
@@ -156,7 +157,7 @@ def _fingerprint(combination: Combination, used: ImageSet, split: Split, spec: C
     parts = [hashlib.sha256(data).hexdigest() for data in (features.data, np.ascontiguousarray(used.targets).data)]
     identity = combination.encoder.identity()
     told = [used.image_ids, used.patient_ids, used.label_names, used.remarks, combination.features.failures]
-    return fingerprint(_FORMAT, parts, told, split.fingerprint, spec, combination.view, identity, environment())
+    return fingerprint(_FORMAT, parts, told, split.fingerprint, spec, combination.view, identity, versions())
 
 
 _Judged = tuple[dict[str, Any], list[FoldScores], list[LinearModel]]
@@ -186,7 +187,7 @@ def _judged(combination: Combination, used: ImageSet, split: Split, spec: ChestS
         "protocol": _protocol(combination, split, spec, rows),
         "images": _images(combination, used),
         "notes": [*_random(combination.encoder), *used.remarks, *_notes(figures, spec)],
-        "provenance": {**combination.encoder.identity(), "versions": environment(), "fingerprint": mark},
+        "provenance": {**combination.encoder.identity(), "versions": versions(), "fingerprint": mark},
     }
     return metrics, folds, models
 

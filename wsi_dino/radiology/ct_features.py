@@ -12,10 +12,11 @@ import numpy as np
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.errors import FeatureFileError
 from wsi_dino.feature_file import FeatureFile, read_features, read_provenance, write_feature_file
-from wsi_dino.provenance import environment, fingerprint, slide_fingerprint
+from wsi_dino.provenance import fingerprint, slide_fingerprint
 from wsi_dino.radiology.chest_run import task_folder
 from wsi_dino.radiology.ct_slices import SliceSpec
 from wsi_dino.radiology.datasets.volume_row import VolumeRow
+from wsi_dino.radiology.versions import versions
 from wsi_dino.run_folder import RunFolder, safe_name
 
 Pool = Literal["mean", "max", "mean+std", "attention"]
@@ -130,7 +131,7 @@ class CtFeatures:
             "licence": self.record.licence,
             "volume": {"volume_id": row.volume_id, **facts},
             "request": self.spec.model_dump(mode="json"),
-            "versions": environment(),
+            "versions": versions(),
             "fingerprint": item_fingerprint,
         }
 

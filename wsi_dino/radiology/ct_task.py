@@ -18,12 +18,13 @@ from wsi_dino.evaluation.label_folds import FoldRows, make_label_folds, rows_of_
 from wsi_dino.evaluation.metrics import auc
 from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
-from wsi_dino.provenance import environment, file_sha256, fingerprint, write_json_atomically, write_text_atomically
+from wsi_dino.provenance import file_sha256, fingerprint, write_json_atomically, write_text_atomically
 from wsi_dino.radiology.chest_run import RESULT_FILES, results_are_intact
 from wsi_dino.radiology.ct_features import CtFeatures
 from wsi_dino.radiology.ct_folds import CtSpec, ProbeData, ProbedFolds, probe_volumes
 from wsi_dino.radiology.datasets.volume_row import VolumeRow, VolumeTable
 from wsi_dino.radiology.predictions_table import predictions_csv
+from wsi_dino.radiology.versions import versions
 
 _FORMAT = "ct-task/1"
 _SHOWN = 20
@@ -139,7 +140,7 @@ def _fingerprint(task: CtTask, split: Split) -> str:
     seen = [task.volumes[row.volume_id].get("volume_fingerprint") for row in used]
     labels = hashlib.sha256(np.ascontiguousarray(task.targets).data).hexdigest()
     parts = [told, made, seen, labels, task.table.label_names, dict(task.table.left_out), _failures(task)]
-    return fingerprint(_FORMAT, parts, split.fingerprint, task.spec, task.features.identity, environment())
+    return fingerprint(_FORMAT, parts, split.fingerprint, task.spec, task.features.identity, versions())
 
 
 def _judged(task: CtTask, split: Split, mark: str) -> tuple[dict[str, Any], ProbedFolds]:
@@ -160,7 +161,7 @@ def _judged(task: CtTask, split: Split, mark: str) -> tuple[dict[str, Any], Prob
         "protocol": _protocol(task, split, rows, probed),
         "images": _volumes(task),
         "notes": [],
-        "provenance": {**task.features.identity, "versions": environment(), "fingerprint": mark},
+        "provenance": {**task.features.identity, "versions": versions(), "fingerprint": mark},
     }
     return {**metrics, "notes": _notes(task, metrics)}, probed
 

@@ -11,10 +11,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from wsi_dino.errors import CohortError, VolumeError
 from wsi_dino.evaluation.label_table import read_columns
+from wsi_dino.radiology.datasets.reader import AUTO, DataRequest, DatasetReader
 from wsi_dino.radiology.datasets.volume_row import (
     VolumeRow,
     VolumeTable,
@@ -172,3 +173,14 @@ def _without_row(folder: Path, named: set[str]) -> tuple[str, ...]:
         for top in (folder / part, folder / f"{part}_fixed"):
             found += [volume_name(path.name) for path in top.glob("*/*/*.nii.gz") if not path.name.startswith(".")]
     return tuple(sorted(set(found) - named))
+
+
+def _read(root: Path, request: DataRequest) -> VolumeTable:
+    release = next(name for name in get_args(Release) if name == request.release)
+    return read_ct_rate(root, release=release)
+
+
+READER = DatasetReader(
+    "ct-rate", "volumes", "CT-RATE: 50,188 volumes of the chest, 18 labels read from reports", _read,
+    splits=("official",), releases=tuple(name for name in get_args(Release) if name != AUTO),
+)  # fmt: skip

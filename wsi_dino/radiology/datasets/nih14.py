@@ -15,6 +15,7 @@ import numpy as np
 
 from wsi_dino.errors import CohortError, nearest_name
 from wsi_dino.radiology.datasets.image_set import ImageIndex, ImageSet, require_counts
+from wsi_dino.radiology.datasets.reader import FOLDS, DatasetReader
 
 NAME = "nih14"
 NO_FINDING = "No Finding"
@@ -132,3 +133,9 @@ def _with_lists(images: ImageSet) -> ImageSet:
         images.name, images.root, chosen.image_ids, chosen.files, chosen.patient_ids, chosen.label_names,
         chosen.targets, tuple(subset_of[name] for name in chosen.image_ids), "official lists", images.unlisted, remarks,
     )  # fmt: skip
+
+
+READER = DatasetReader(
+    NAME, "images", "NIH ChestX-ray14: 112,120 radiographs, 14 findings read from reports",
+    lambda root, request: read_nih14(root, use_lists=request.split != FOLDS), splits=("official",),
+)  # fmt: skip

@@ -16,6 +16,7 @@ import numpy as np
 from wsi_dino.errors import CohortError, nearest_name
 from wsi_dino.evaluation.label_table import read_columns
 from wsi_dino.radiology.datasets.image_set import ImageIndex, ImageSet, require_counts
+from wsi_dino.radiology.datasets.reader import DataRequest, DatasetReader
 
 NAME = "rsna"
 LABEL = "Pneumonia"
@@ -128,3 +129,14 @@ def _check(where: str, names: Sequence[str], positive: np.ndarray, subsets: Sequ
         firsts = {f"test image {i} starts with {known}": int(names[row].startswith(known))
                   for i, (row, known) in enumerate(zip(rows, _FIRST_TEST_IDS, strict=True), 1)}  # fmt: skip
         require_counts(where, firsts, dict.fromkeys(firsts, 1))
+
+
+def _read(root: Path, request: DataRequest) -> ImageSet:
+    rule = next((name for name in get_args(MgcaSplit) if name == request.split), None)
+    return read_rsna(root, split=rule)
+
+
+READER = DatasetReader(
+    NAME, "images", "RSNA Pneumonia Detection Challenge: 26,684 radiographs, pneumonia or not", _read,
+    splits=get_args(MgcaSplit),
+)  # fmt: skip

@@ -77,6 +77,10 @@ class VolumeTable:
             return self
         return replace(self, rows=tuple(self.rows[i * len(self.rows) // limit] for i in range(limit)))
 
+    def without_subsets(self) -> VolumeTable:
+        """Return the table without a split of its own."""
+        return replace(self, rows=tuple(replace(row, subset=None) for row in self.rows))
+
     def with_labels(self, names: Sequence[str]) -> VolumeTable:
         """Return the table with these labels alone.
 
