@@ -19,7 +19,7 @@ from toy_volumes import make_autopet, make_hecktor, make_msd
 _ENCODER = ("--encoder", "timm/test_vit.r160_in1k", "--random-weights", 0)
 _QUICK = (*_ENCODER, "--views", 1, "--workers", 1, "--folds", 2, "--epochs", 2)
 
-_WHOLE = (*_ENCODER, "--views", 2, "--workers", 1, "--folds", 2, "--epochs", 14)
+_WHOLE = (*_ENCODER, "--views", 2, "--test-views", 2, "--workers", 1, "--folds", 2, "--epochs", 14)
 
 
 def _segment(folder: Path, root: Path, *options: object, dataset: str = "msd-task04") -> Ran:
@@ -120,7 +120,9 @@ def test_predict_gives_what_cross_validation_gave(finished: tuple[Path, Ran]) ->
     results = folder / ran.json["folder"]
     held_out = next(row["case_id"] for row in _rows(results / "cases.csv") if row["fold"] == "0")
     image = folder / "Task04_Hippocampus" / "imagesTr" / f"{held_out}.nii.gz"
-    settings = ("--random-weights", 0, "--workers", 1, "--output", "out", "--fold", 0, "--json")
+    settings = (
+        "--random-weights", 0, "--test-views", 2, "--workers", 1, "--output", "out", "--fold", 0, "--json"
+    )  # fmt: skip
     done = run_command(folder, "radiology", "segment-predict", results, image, *settings)
     assert done.code == 0, done.stderr
     import nibabel
@@ -194,6 +196,10 @@ def test_autopet_gives_false_volumes_by_patient(tmp_path: Path, channels: str) -
     assert "patients" in metrics["protocol"]["split"]
     assert metrics["protocol"]["training"]["warmup_epochs"] == 1
     assert [failure["case_id"].split("_")[1] for failure in metrics["failures"]] == ["3d"]
+    assert metrics["published"][0]["table"] == "Table 10"
+    page = (tmp_path / metrics["folder"] / "report.html").read_text()
+    assert "unit not stated" in page, "the paper's HD95"
+    assert page.count('the slice"') == len(metrics["channels"]), "each channel alone; late never joins them"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def make_affinities(experiment: Experiment, learner: AffinityLearner, key: str) 
 def _work(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[str, Any]:
     began = time.process_time()
     raws = {source.name: source.read_raw() for source in experiment.dataset.subsets}
+    for source in experiment.judged:
+        source.read_labels()  # what is wrong with them is told now, not after the training
     for source in experiment.dataset.subsets:
         experiment.told.begin(f"encoding {source.name}", learner.n_preparations(source.shape[0], source.name))
         learner.prepare(raws[source.name].voxels, source.name, source.fingerprint())
