@@ -166,7 +166,6 @@ def _run(
             if complaint:
                 console.say(complaint)
 
-    keep([])
     return run_plan(made, RunFolder(context.run), roots, run_command, tell, keep)
 
 

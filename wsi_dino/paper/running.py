@@ -58,7 +58,7 @@ def run_plan(
         roots: folders of data, which are not written into what is kept.
         run_command: runs a command line, its words after ``wsi-dino``, writing what it says to a file.
         tell: called with each step and ``run``, ``reuse`` or its status.
-        keep: called with all outcomes so far, after each step.
+        keep: called with all outcomes so far, before the first step and after each.
 
     Raises:
         ConfigError: another `paper run` works on this folder.
@@ -70,6 +70,7 @@ def run_plan(
     _listing.cache_clear()
     outcomes: dict[str, Outcome] = {}
     try:
+        keep([])
         for step in plan.steps:
             outcomes[step.key] = _outcome(step, outcomes, run, roots, run_command, tell)
             keep(list(outcomes.values()))
