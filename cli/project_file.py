@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,6 +23,7 @@ class ProjectFile(BaseModel):
         run: folder of the run, for every verb.
         encoders: Python files with encoders of your own, see docs/add-an-encoder.md; their code is run.
         tile, embed, mil: options of these verbs by their long names, with ``_`` for ``-``.
+        launchers: settings of ``--launcher``, by its name and then by key, see docs/scale.md.
         tasks: for ``mil --task NAME``: the target column and, for text labels, the order of classes.
     """
 
@@ -35,6 +36,7 @@ class ProjectFile(BaseModel):
     tile: dict[str, Any] = {}
     embed: dict[str, Any] = {}
     mil: dict[str, Any] = {}
+    launchers: dict[Literal["local", "slurm", "ray"], dict[str, Any]] = {}
     tasks: dict[str, dict[str, Any]] = {}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_dino import share
 from wsi_dino.cli import console
 from wsi_dino.errors import ConfigError
 
@@ -62,9 +63,11 @@ def run_study(asked: Asked) -> tuple[list[dict[str, Any]], dict[str, str]]:
     failures: dict[str, str] = {}
     for encoder, view in plan:
         console.say(f"{encoder.name} at {view.size_px} px")
-        result, failed = _one(asked, encoder.settings, view)
-        results.append(result)
-        failures |= failed
+        with share.one_part():
+            result, failed = _one(asked, encoder.settings, view)
+            results.append(result)
+            failures |= failed
+    share.end_all_parts()
     if len(results) > 1:
         from wsi_dino.evaluation.size_study import write_study
 

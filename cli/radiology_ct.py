@@ -13,7 +13,6 @@ from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.cli.probe_options import AspectName, MissingPolicy
-from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
     from wsi_dino.cli.radiology_ct_work import CtAsked
@@ -135,14 +134,6 @@ def ct(
     limit: Annotated[
         int, _option(_PIXELS, "--limit", min=0, help="Take so many volumes, spread over the table; 0: all.")
     ] = 0,
-    shard: Annotated[
-        str,
-        _option(
-            _PIXELS, "--shard", metavar="I/N",
-            help="Encode the I-th of N parts and stop, for N machines with one --run; the same command without it "
-            "judges when all are done.",
-        ),
-    ] = "",
     readers: Annotated[
         int,
         _option(_PIXELS, "--readers", min=0, help="Volumes decoded at once, each in memory; 0: one a core, at most 4."),
@@ -200,7 +191,6 @@ def ct(
         view={"window": window, "aspect": aspect.value, "hu": hu.value},
         spec=spec,
         task=task,
-        shard=_shard(shard),
         device=device,
         workers=workers,
         readers=readers,
@@ -235,15 +225,6 @@ def _table(
     names = tuple(probe_options.split_names(labels))
     request = DataRequest(labels=names, baselines=tuple(baselines), split=split, release=release)
     return settle_missing(read_volumes(dataset, root, request), skip=skip_missing)
-
-
-def _shard(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    part, slash, whole = text.partition("/")
-    if not slash or not part.isdecimal() or not whole.isdecimal() or not 1 <= int(part) <= int(whole):
-        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, as in 3/8.")
-    return int(part), int(whole)
 
 
 def _say_table(table: VolumeTable) -> None:

@@ -14,7 +14,7 @@ from wsi_dino.feature_file import read_feature_file, read_provenance
 from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
 from wsi_dino.pathology.embed_spec import EncoderTask, feature_path, tile_path
 from wsi_dino.pathology.embedded_slides import IsIntact, done_row
-from wsi_dino.pathology.journal import EncodingJournal
+from wsi_dino.pathology.journal import EncodingJournal, leave_to_former_owner
 from wsi_dino.pathology.slide import Slide, open_slide
 from wsi_dino.pathology.slide_job import FailedSlide, SlideJob, Track
 from wsi_dino.pathology.slide_paths import SlidePaths, check_unchanged
@@ -55,10 +55,14 @@ class SlidePlanner:
         rows = {str(row["slide_id"]): row for row in run.rows("tile")}
         self._rows = {slide_id: row for slide_id, row in sorted(rows.items()) if only is None or slide_id in only}
         items = self._items()
+        costs = {slide_id: float(row.get("tiles") or 0) for slide_id, row in self._rows.items()}
         self.queues = {
-            task.name: ItemQueue(run, task.stage, items[task.name], IsIntact(run, task, self._rows, paths, report))
+            task.name: ItemQueue(
+                run, task.stage, items[task.name], IsIntact(run, task, self._rows, paths, report),
+                costs=costs, is_divided=True,
+            )
             for task in tasks
-        }
+        }  # fmt: skip
         self.finished: dict[str, set[str]] = {task.name: set() for task in tasks}
         self._open_jobs: set[Job] = set()
         self._lock = threading.Lock()
@@ -182,6 +186,8 @@ class SlidePlanner:
         path = self._run.state / "journals" / safe_name(task.name) / f"{safe_name(grid.slide_id)}.journal"
         key = fingerprint(claimed.item.fingerprint, grid.slide_fingerprint, *resolved)
         dtype = np.dtype(task.spec.store_dtype)
+        if claimed.claim.after_expiry:
+            leave_to_former_owner(path)
         return EncodingJournal(path, key, task.encoder.embed_dim, dtype, task.batch_size)
 
     # what is in hand ---------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from wsi_dino.pathology.thumbnail import write_thumbnail
 from wsi_dino.pathology.tile_grid import TileGrid, read_tile_grid, write_tile_grid
 from wsi_dino.provenance import remove_stale_temporaries, slide_fingerprint, write_text_atomically
 from wsi_dino.run_folder import RunFolder
+from wsi_dino.share import end_part
 
 STAGE = "tile"
 COLUMNS = (
@@ -55,6 +56,7 @@ def tile_slides(
         One row a slide, in the order of `sources`: `COLUMNS` and ``fingerprint``.
 
     Raises:
+        PartDone: this process has a part of the slides (`share`), and it is done.
         ConfigError: the segmenter is not installed.
         StorageError: the disk is full or the run folder cannot be written; finished slides are kept.
     """
@@ -65,6 +67,7 @@ def tile_slides(
     job = _Job(sources, run, request, workers, progress or _say_nothing)
     job.run_threads(workers)
     rows = job.queue.rows()
+    end_part(STAGE, rows)
     run.write_table(run.path / "tiles.csv", _with_earlier(rows, run), COLUMNS)
     return rows
 
@@ -101,7 +104,8 @@ class _Job:
             contents = pool.map(_content, sources)
             self._contents = dict(zip(self._sources, contents, strict=True))
         items = [Item(key, request.fingerprint_of(key, self._contents[key])) for key in self._sources]
-        self.queue = ItemQueue(run, STAGE, items, self._is_intact)
+        costs = {source.slide_id: _size(source.path) for source in sources}
+        self.queue = ItemQueue(run, STAGE, items, self._is_intact, costs=costs, is_divided=True)
         self._stop = threading.Event()
         self._fatal: list[BaseException] = []
 
@@ -200,6 +204,14 @@ def _content(source: SlideSource) -> str:
         return slide_fingerprint(source.path)
     except OSError as error:
         return f"unreadable: {error.strerror}"
+
+
+def _size(path: Path) -> float:
+    """Return bytes, which is what is known of the cost of a slide before it is opened."""
+    try:
+        return float(path.stat().st_size)
+    except OSError:
+        return 0.0
 
 
 def _outcome(tiled: TiledSlide) -> dict[str, Any]:

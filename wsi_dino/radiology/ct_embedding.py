@@ -107,7 +107,8 @@ def embed_volumes(
     def is_intact(item: Item, row: dict[str, Any]) -> bool:
         return features.is_intact(row, by_id[item.key], item.fingerprint, with_slices=with_slices)
 
-    queue = ItemQueue(features.run, features.stage, items, is_intact)
+    costs = {row.volume_id: _cost(row) for row in rows}
+    queue = ItemQueue(features.run, features.stage, items, is_intact, costs=costs, is_divided=True)
     work = _Work(features, encoder, by_id, queue, with_slices, report)
     begun = time.perf_counter()
     work.all(readers or min(_MOST_READERS, available_cores()))
@@ -132,7 +133,7 @@ class _Work:
         reading = single_threaded_pool(n_readers)
         readers = VolumeReaders(reading, self._open, self._images)
         in_hand: deque[VolumeJob] = deque()
-        keys = iter(self._by_id)
+        keys = iter(self._queue.in_turn)
         try:
             with ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as encoding:
                 while True:
@@ -240,6 +241,15 @@ class _Work:
             raise storage from error
         reason = str(error) or type(error).__name__
         self._finish(job, _row(job, "failed", reason))
+
+
+def _cost(row: VolumeRow) -> float:
+    """Return bytes of the files, of which the slices are made that are encoded."""
+    try:
+        files = row.path.iterdir() if row.path.is_dir() else [row.path]
+        return float(sum(file.stat().st_size for file in files))
+    except OSError:
+        return 0.0
 
 
 def _row(job: VolumeJob, status: str, reason: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from wsi_dino.encoders.devices import resolve_precision
+from wsi_dino.heartbeat import note_progress
 from wsi_dino.segmentation.training_state import read_state, write_state
 
 _MAX_GRADIENT = 12.0  # nnU-Net's
@@ -172,6 +173,7 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)
         self.optimiser.step()
+        note_progress()
         return float(loss.detach())
 
 

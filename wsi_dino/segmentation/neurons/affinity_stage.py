@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,7 @@ def make_affinities(experiment: Experiment, learner: AffinityLearner, key: str) 
 def _work(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[str, Any]:
     began = time.process_time()
     raws = {source.name: source.read_raw() for source in experiment.dataset.subsets}
-    for source in experiment.dataset.subsets:
-        experiment.told.begin(f"encoding {source.name}", learner.n_preparations(source.shape[0], source.name))
-        learner.prepare(raws[source.name].voxels, source.name, source.fingerprint())
+    prepare_sections(experiment, learner, raws)
     encoded = time.process_time()
     trainer, history = _train(experiment, learner, raws["train"], key)
     trained = time.process_time()
@@ -57,6 +56,13 @@ def _work(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[st
             "prediction": round(time.process_time() - trained, 2),
         },
     }
+
+
+def prepare_sections(experiment: Experiment, learner: AffinityLearner, raws: Mapping[str, RawVolume]) -> None:
+    """Encode all sections of all subsets, or find them encoded; other processes may take part."""
+    for source in experiment.dataset.subsets:
+        experiment.told.begin(f"encoding {source.name}", learner.n_preparations(source.shape[0], source.name))
+        learner.prepare(raws[source.name].voxels, source.name, source.fingerprint())
 
 
 def _train(
