@@ -48,7 +48,8 @@ def _register_verbs() -> None:
 
     app.registered_commands.clear()  # `main` may run more than once in a process
     for name, function in verbs.VERBS.items():
-        app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
+        settings = {"allow_interspersed_args": False} if name == "plan" else None  # what follows is another command
+        app.command(name, cls=GroupedCommand, help=function.__doc__, context_settings=settings)(function)
     app.registered_groups.clear()
     for name, make_group in verbs.GROUPS.items():
         app.add_typer(make_group(), name=name)

@@ -8,6 +8,7 @@ import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from wsi_dino import share
 from wsi_dino.cli import console
 from wsi_dino.cli.launchers.registry import LauncherName
 from wsi_dino.cli.options import panel_option
+from wsi_dino.cli.remote_paths import local_copies, refuse_remote_run
 from wsi_dino.errors import ConfigError
 
 _PANEL = "Several processes and machines"
@@ -64,12 +66,27 @@ def remember(arguments: Sequence[str]) -> None:
     _typed[:] = arguments
 
 
-def launched(name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
+class Cores(StrEnum):
+    """How several workers on the cores of one machine keep out of each other's way, with the same results.
+
+    Attributes:
+        one: each gets ``--workers 1``; results do not depend on threads.
+        shared: each takes its part of the cores, and cuts batches as one process alone would.
+        all: results depend on threads, so each has all of them; on a CPU one worker is the default.
+    """
+
+    one = "one"
+    shared = "shared"
+    all = "all"
+
+
+def launched(name: str, verb: Callable[..., Any], cores: Cores = Cores.shared) -> Callable[..., Any]:
     """Return `verb` with options to divide its work among processes and machines.
 
     Args:
         name: as typed, e.g. ``"radiology ct"``.
         verb: has the parameter ``run``, and works through item queues.
+        cores: what workers on one machine do about its cores.
     """
     hints = typing.get_type_hints(verb, include_extras=True)
     own = [each.replace(annotation=hints[each.name]) for each in inspect.signature(verb).parameters.values()]
@@ -86,10 +103,11 @@ def launched(name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
                 ctx.params.pop(key, None)
         is_worker = "WSI_DINO_LAUNCH" in os.environ  # started by a launcher that wsi-dino.yaml may name, too
         if asked["launcher"] is None or is_worker:
-            return _work(name, lambda: verb(**given), asked["shard"], as_json=bool(given.get("as_json")))
+            return _work(name, verb, given, asked["shard"])
         if asked["shard"]:
             raise ConfigError("--launcher deals out the parts itself: leave out --shard.")
-        return _launch(asked, Path(given["run"]), has_threads="workers" in given)
+        refuse_remote_run(given)
+        return _launch(asked, Path(given["run"]), cores)
 
     with_launcher.__signature__ = inspect.Signature([*own[:-1], *added, own[-1]])  # type: ignore[attr-defined]
     with_launcher.__annotations__ = {**hints, **{key: kind for key, (kind, _) in _OPTIONS.items()}}
@@ -97,13 +115,14 @@ def launched(name: str, verb: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # this process works -----------------------------------------------------------------------------
-def _work(name: str, verb: Callable[[], Any], shard: str, *, as_json: bool) -> None:
+def _work(name: str, verb: Callable[..., Any], given: dict[str, Any], shard: str) -> None:
     with share.using(share.parse_share(shard) if shard else None) as mine:
         try:
-            verb()
+            with local_copies(given) as here:
+                verb(**here)
         except share.PartDone:
             assert mine is not None
-            _tell_part(name, mine, as_json=as_json)
+            _tell_part(name, mine, as_json=bool(given.get("as_json")))
 
 
 def _tell_part(name: str, mine: share.Share, *, as_json: bool) -> None:
@@ -126,7 +145,7 @@ def _tell_part(name: str, mine: share.Share, *, as_json: bool) -> None:
 
 
 # workers are started ----------------------------------------------------------------------------
-def _launch(asked: dict[str, Any], run: Path, *, has_threads: bool) -> None:
+def _launch(asked: dict[str, Any], run: Path, cores: Cores) -> None:
     from wsi_dino.cli.launchers.launch import Launch, carry_out
     from wsi_dino.cli.launchers.local import n_gpus
 
@@ -135,14 +154,21 @@ def _launch(asked: dict[str, Any], run: Path, *, has_threads: bool) -> None:
     if asked["launch_workers"]:
         settings["workers"] = asked["launch_workers"]
     arguments = without_launching(_typed)
-    is_on_cpu = launcher == LauncherName.local and not n_gpus()  # one thread a worker is what there are cores for
-    extra = ("--workers", "1") if is_on_cpu and has_threads else ()
-    launch = Launch(launcher, settings, arguments, run, extra if "--workers" not in arguments else ())
+    is_crowded = _is_on_this_machine(launcher, settings) and not n_gpus()
+    if is_crowded and cores == Cores.all:
+        settings.setdefault("workers", 1)
+    extra = ("--workers", "1") if is_crowded and cores == Cores.one and "--workers" not in arguments else ()
+    launch = Launch(launcher, settings, arguments, run, extra, is_crowded and cores == Cores.shared)
     end = carry_out(launch)
     sys.stdout.write(end.stdout)
     sys.stdout.flush()
     if end.code:
         sys.exit(end.code if end.code > 0 else 1)
+
+
+def _is_on_this_machine(launcher: LauncherName, settings: dict[str, Any]) -> bool:
+    is_trial = launcher == LauncherName.slurm and settings.get("cluster") == "local"
+    return launcher == LauncherName.local or is_trial or (launcher == LauncherName.ray and not settings.get("address"))
 
 
 def _settings_of_project(launcher: LauncherName) -> dict[str, Any]:

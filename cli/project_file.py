@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_dino.encoders.plugins import use_plugin_files
 from wsi_dino.errors import ConfigError, nearest_name
+from wsi_dino.remote import is_remote
 
 PROJECT_FILE = "wsi-dino.yaml"
 
@@ -59,7 +60,7 @@ def read_project_file(folder: Path | None = None) -> ProjectFile | None:
 
 def _absolute(project: ProjectFile, folder: Path) -> dict[str, Path | list[Path]]:
     paths = {"slides": project.slides, "labels": project.labels, "run": project.run}
-    absolute = {key: folder / path for key, path in paths.items() if path is not None}
+    absolute = {key: path if is_remote(path) else folder / path for key, path in paths.items() if path is not None}
     return {**absolute, "encoders": [folder / path for path in project.encoders]}
 
 

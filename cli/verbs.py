@@ -18,10 +18,11 @@ from wsi_dino.cli.encoders import encoders
 from wsi_dino.cli.heatmap import heatmap
 from wsi_dino.cli.import_features import import_features
 from wsi_dino.cli.init import init
-from wsi_dino.cli.launching import launched
+from wsi_dino.cli.launching import Cores, launched
 from wsi_dino.cli.localise import localise
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.paper import paper_app
+from wsi_dino.cli.plan import plan
 from wsi_dino.cli.predict import predict
 from wsi_dino.cli.radiology import radiology_app
 from wsi_dino.cli.status import status
@@ -30,10 +31,10 @@ from wsi_dino.cli.weights import weights
 
 VERBS: dict[str, Callable[..., Any]] = {
     "init": init,
-    "tile": launched("tile", tile),
+    "tile": launched("tile", tile, Cores.one),
     "embed": launched("embed", embed),
     "import-features": import_features,
-    "mil": launched("mil", mil),
+    "mil": launched("mil", mil, Cores.all),
     "heatmap": heatmap,
     "localise": localise,
     "compare": compare,
@@ -42,6 +43,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "encoders": encoders,
     "weights": weights,
     "bench": bench,
+    "plan": plan,
     "status": status,
     "doctor": doctor,
     "demo": demo,

@@ -13,7 +13,7 @@ import pytest
 _REPOSITORY = Path(__file__).resolve().parent.parent
 # What each room may import besides itself. Siblings never import siblings.
 _FOUNDATION = {"__init__", "errors", "provenance", "heartbeat"}
-_RUN = {"claims", "run_folder", "item_queue", "share", "worker_record", "run_status"}
+_RUN = {"claims", "run_folder", "item_queue", "share", "worker_record", "run_status", "remote"}
 _LOWER = {"feature_file", "encoders", "evaluation"}
 _ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -21,6 +21,7 @@ _ALLOWED: dict[str, set[str]] = {
     "provenance": {"__init__", "errors"},
     "heartbeat": {"errors"},
     "share": {"errors"},
+    "remote": _FOUNDATION,
     "claims": _FOUNDATION,
     "run_folder": _FOUNDATION,
     "worker_record": _FOUNDATION | {"run_folder", "share"},

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from wsi_dino.cli.launchers.registry import LauncherName, read_settings
 from wsi_dino.cli.launchers.task import WorkerEnd, WorkerTask, run_worker
 from wsi_dino.cli.launching import without_launching
 from wsi_dino.errors import ConfigError
+from wsi_dino.pathology.embed_table import embed_stage
+from wsi_dino.run_folder import RunFolder
 
 _N_SLIDES = 50
 _TILE = ("tile", "slides", "--mpp", "native", "--a-t", "0.2", "--run")
@@ -143,13 +146,13 @@ def test_killed_workers_leave_what_one_process_leaves(project: Path, options: tu
 
 @pytest.mark.slow
 def test_killed_encoders_leave_what_one_process_leaves(project: Path, tmp_path: Path) -> None:
-    run = "encoded"
-    for each in (run, "one"):
-        assert run_command(project, *_TILE, each).code == 0
-    _launch_and_kill(project, run, _EMBED, f"embed-{_ENCODER.replace('/', '__')}", "--launcher", "local",
-                     "--launch-workers", "2")  # fmt: skip
-    assert run_command(project, *_EMBED, "one", "--workers", "2").code == 0
-    assert _content(project / run) == _content(project / "one")
+    for each in ("alone", "encoded"):
+        shutil.copytree(project / "one", tmp_path / each)
+    (tmp_path / "slides").symlink_to(project / "slides")
+    stage = RunFolder(tmp_path / "encoded").row_path(embed_stage(_ENCODER), "S00").parent.name
+    _launch_and_kill(tmp_path, "encoded", _EMBED, stage, "--launcher", "local", "--launch-workers", "2")
+    assert run_command(tmp_path, *_EMBED, "alone").code == 0
+    assert _content(tmp_path / "encoded") == _content(tmp_path / "alone")
 
 
 # --- what hangs, and what is started twice ----------------------------------------------------------

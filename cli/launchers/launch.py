@@ -19,6 +19,7 @@ from wsi_dino.errors import ConfigError
 from wsi_dino.run_folder import RunFolder
 from wsi_dino.run_status import RunReader
 
+_RESULTS = "results"
 _POLL_S = 0.2
 _LOOK_EVERY_S = 2.0
 _TAIL_CHARACTERS = 2000
@@ -34,6 +35,7 @@ class Launch:
         arguments: of ``wsi-dino``, without those about launching.
         run: the run folder.
         worker_arguments: added for workers, not for the one that writes the results.
+        share_cores: workers divide the cores of this machine.
     """
 
     launcher: LauncherName
@@ -41,6 +43,7 @@ class Launch:
     arguments: tuple[str, ...]
     run: Path
     worker_arguments: tuple[str, ...] = ()
+    share_cores: bool = False
 
 
 def carry_out(launch: Launch) -> WorkerEnd:
@@ -79,11 +82,12 @@ class _Session:
     def task(self, name: str, extra: tuple[str, ...] = ()) -> WorkerTask:
         run = self.launch.run.absolute()
         log = run / ".state" / "logs" / f"{self.mark}-{name}.log"
+        sharing = {"WSI_DINO_PROCESSES": str(self.n_workers)} if self.launch.share_cores and name != _RESULTS else {}
         return WorkerTask(
             name, (*self.launch.arguments, *extra), os.getcwd(), str(run), str(log),
-            environment={"WSI_DINO_LAUNCH": self.mark, "WSI_DINO_WORKER": name},
+            environment={"WSI_DINO_LAUNCH": self.mark, "WSI_DINO_WORKER": name, **sharing},
             setup=tuple(getattr(self.settings, "setup", ())), container=str(getattr(self.settings, "container", "")),
-            may_hang=name == "results",
+            may_hang=name == _RESULTS,
         )  # fmt: skip
 
     def work(self) -> None:
@@ -124,7 +128,7 @@ class _Session:
 
     def results(self) -> WorkerEnd:
         """Run the same command once more: it finds the work done and writes tables and reports."""
-        task = self.task("results")
+        task = self.task(_RESULTS)
         for _ in range(self.settings.retries + 1):
             self.engine.start(task)
             self.engine.flush()
