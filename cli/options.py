@@ -43,3 +43,17 @@ EncoderOption = Annotated[
     str,
     typer.Option("--encoder", help="Encoder by name (`wsi-dino encoders` lists them).", show_default=False),
 ]
+MODEL_PANEL = "Model and weights"
+CheckpointOption = Annotated[
+    Path | None, panel_option(MODEL_PANEL, "--weights", help="Checkpoint file of the encoder.")
+]
+WeightsDirOption = Annotated[
+    Path | None,
+    panel_option(MODEL_PANEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub."),
+]
+RandomWeightsOption = Annotated[
+    int | None,
+    panel_option(
+        MODEL_PANEL, "--random-weights", help="Seed of an untrained encoder, to see what its training is worth."
+    ),
+]

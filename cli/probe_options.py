@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from wsi_dino.cli import console
 from wsi_dino.cli.embed import PrecisionName, encoder_choices, per_encoder
+from wsi_dino.cli.options import MODEL_PANEL
 from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.errors import ConfigError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from wsi_dino.evaluation.label_evaluation import EvaluationSpec
     from wsi_dino.radiology.datasets.reader import Holds
 
-MODEL, JUDGING = "Model and weights", "Split and figures"
+MODEL, JUDGING = MODEL_PANEL, "Split and figures"
 _SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
 _SHOWN_FAILURES = 10
 
@@ -46,12 +47,6 @@ PoolingOption = Annotated[
 ]
 WeightsOption = Annotated[
     list[str] | None, _option(MODEL, "--weights", help="Checkpoint file; NAME=FILE for one of several encoders.")
-]
-WeightsDirOption = Annotated[
-    Path | None, _option(MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
-]
-RandomWeightsOption = Annotated[
-    int | None, _option(MODEL, "--random-weights", help="Seed of an untrained network, as a baseline.")
 ]
 AdapterOption = Annotated[
     list[str] | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console, probe_options
+from wsi_dino.cli import console, options, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
@@ -140,8 +140,8 @@ def ct(
     ] = 0,
     pooling: probe_options.PoolingOption = None,
     weights: probe_options.WeightsOption = None,
-    weights_dir: probe_options.WeightsDirOption = None,
-    random_weights: probe_options.RandomWeightsOption = None,
+    weights_dir: options.WeightsDirOption = None,
+    random_weights: options.RandomWeightsOption = None,
     adapter: probe_options.AdapterOption = None,
     precision: probe_options.PrecisionOption = PrecisionName.auto,
     device: probe_options.PlaceOption = "auto",

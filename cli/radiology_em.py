@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
-from wsi_dino.cli.options import Device, DeviceOption, JsonOption, WorkersOption
+from wsi_dino.cli.options import (
+    CheckpointOption,
+    Device,
+    DeviceOption,
+    JsonOption,
+    RandomWeightsOption,
+    WeightsDirOption,
+    WorkersOption,
+)
 from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.cli.radiology_segment import DecoderOption, Told, _layers
 from wsi_dino.errors import ConfigError
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
     from wsi_dino.segmentation.neurons.datasets import EmDataset
     from wsi_dino.segmentation.neurons.request import EmRequest
 
-_DATA, _MODEL, _FEATURES, _TRAINING = "Volumes", "Encoder and weights", "Sections and features", "Training"
+_DATA, _FEATURES, _TRAINING = "Volumes", "Sections and features", "Training"
 _JOINING, _RESULTS = "Fragments and agglomeration", "Results"
 _SHOWN = ["", "voi_split", "voi_merge", "voi", "arand"]
 
@@ -95,14 +103,9 @@ def em(
     repair: Annotated[
         bool, _option(_DATA, "--repair", help="Replace blank sections by the mean of their neighbours.")
     ] = False,
-    weights: Annotated[Path | None, _option(_MODEL, "--weights", help="Checkpoint file of the encoder.")] = None,
-    weights_dir: Annotated[
-        Path | None, _option(_MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
-    ] = None,
-    random_weights: Annotated[
-        int | None,
-        _option(_MODEL, "--random-weights", help="Seed of an untrained encoder, to see what its training is worth."),
-    ] = None,
+    weights: CheckpointOption = None,
+    weights_dir: WeightsDirOption = None,
+    random_weights: RandomWeightsOption = None,
     upscale: Annotated[
         int, _option(_FEATURES, "--upscale", metavar="1|2|4", help="Enlarge sections so many times.  [default: 4]")
     ] = 4,
@@ -147,9 +150,10 @@ def em(
     ] = FragmentMethod.sections,
     scoring: Annotated[
         str,
-        _option(_JOINING, "--scoring", metavar="mean|quantile-Q",
-                help="What stands for the affinities between two segments.  [default: quantile-50]"),
-    ] = "quantile-50",
+        _option(_JOINING, "--scoring", metavar="mean|quantile-Q|max-quantile-Q",
+                help="What stands for the affinities between two segments; max-: between two fragments the greatest, "
+                "as public code of the field has it.  [default: mean]"),
+    ] = "mean",
     thresholds: Annotated[
         str | None,
         _option(_JOINING, "--thresholds", metavar="T,T", help="Of 1 - affinity.  [default: 0.05, 0.1 ... 0.95]"),

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
-from wsi_dino.cli.options import Device, DeviceOption, JsonOption, WorkersOption
+from wsi_dino.cli.options import (
+    CheckpointOption,
+    Device,
+    DeviceOption,
+    JsonOption,
+    RandomWeightsOption,
+    WeightsDirOption,
+    WorkersOption,
+)
 from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.errors import ConfigError
 
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from wsi_dino.segmentation.request import SegmentRequest
     from wsi_dino.segmentation.results import Outcome
 
-_MODEL, _FEATURES, _DECODER = "Encoder and weights", "Slices and features", "Decoder"
+_FEATURES, _DECODER = "Slices and features", "Decoder"
 _TRAINING, _SPLIT, _RESULTS = "Training", "Folds", "Results"
 # option -> field of TrainingSpec
 _TRAINING_FIELDS = {
@@ -118,14 +126,9 @@ def segment(
             help="Channels to use, e.g. ct, pet, ct+pet, flair+t1gd.  [default: all]",
         ),
     ] = None,
-    weights: Annotated[Path | None, _option(_MODEL, "--weights", help="Checkpoint file of the encoder.")] = None,
-    weights_dir: Annotated[
-        Path | None, _option(_MODEL, "--weights-dir", help="Folder of checkpoints, looked at before cache and hub.")
-    ] = None,
-    random_weights: Annotated[
-        int | None,
-        _option(_MODEL, "--random-weights", help="Seed of an untrained encoder, to see what its training is worth."),
-    ] = None,
+    weights: CheckpointOption = None,
+    weights_dir: WeightsDirOption = None,
+    random_weights: RandomWeightsOption = None,
     layers: Annotated[
         str | None,
         _option(_FEATURES, "--layers", metavar="N,N", help="Blocks or stages to stack.  [default: the encoder's own]"),

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
-from wsi_dino.cli.options import Device, DeviceOption, JsonOption, WorkersOption
+from wsi_dino.cli.options import (
+    CheckpointOption,
+    Device,
+    DeviceOption,
+    JsonOption,
+    RandomWeightsOption,
+    WeightsDirOption,
+    WorkersOption,
+)
 from wsi_dino.cli.radiology_segment import SchemeOption
 from wsi_dino.errors import ConfigError, VolumeError
 from wsi_dino.run_folder import safe_name
@@ -35,15 +43,9 @@ def segment_predict(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the label maps.", show_default=False)],
-    weights: Annotated[
-        Path | None, typer.Option("--weights", help="Checkpoint file of the encoder.", show_default=False)
-    ] = None,
-    weights_dir: Annotated[
-        Path | None, typer.Option("--weights-dir", help="Folder of checkpoints.", show_default=False)
-    ] = None,
-    random_weights: Annotated[
-        int | None, typer.Option("--random-weights", help="Seed of an untrained encoder.", show_default=False)
-    ] = None,
+    weights: CheckpointOption = None,
+    weights_dir: WeightsDirOption = None,
+    random_weights: RandomWeightsOption = None,
     fold: Annotated[
         list[int] | None,
         typer.Option("--fold", min=0, help="Use only this fold's model; may be repeated.", show_default=False),

@@ -108,6 +108,11 @@ def test_another_decoder_uses_the_same_features(finished: tuple[Path, Ran]) -> N
     assert ran.code == 0, ran.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.glob("RUN/**/stacks/*/*")} == stacks
     assert [fold["fold"] for fold in ran.json["folds"]] == [1]
+    page = (folder / ran.json["folder"] / "report.html").read_text()
+    assert "Beside the other results of this run" in page
+    assert "decoder: conv3d instead of linear; training: 14 epochs" in page
+    assert "DINOv3-S</td><td>72.6</td>" in page, "the paper's row"
+    assert ran.json["published"][0]["table"] == "Table 6"
 
 
 def test_predict_gives_what_cross_validation_gave(finished: tuple[Path, Ran]) -> None:

@@ -14,7 +14,7 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 # What each room may import besides itself. Siblings never import siblings.
 _FOUNDATION = {"__init__", "errors", "provenance", "heartbeat"}
 _RUN = {"claims", "run_folder", "item_queue", "share", "worker_record", "run_status", "remote"}
-_LOWER = {"feature_file", "encoders", "evaluation"}
+_LOWER = {"feature_file", "model_file", "encoders", "evaluation"}
 _ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
@@ -28,6 +28,7 @@ _ALLOWED: dict[str, set[str]] = {
     "item_queue": _FOUNDATION | {"claims", "run_folder", "share", "worker_record"},
     "run_status": _FOUNDATION | {"run_folder", "worker_record"},
     "feature_file": _FOUNDATION,
+    "model_file": _FOUNDATION,
     "encoders": _FOUNDATION,
     "evaluation": _FOUNDATION,
     "volumes": _FOUNDATION,

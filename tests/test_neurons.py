@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from scipy.ndimage import label
+from scipy.ndimage import gaussian_filter, label
 from toy_neurons import drawn_neurons
 
 from wsi_dino.errors import ConfigError, ResultError
@@ -19,14 +21,24 @@ from wsi_dino.segmentation.neurons.affinities import (
     edges_inside,
     widen_borders,
 )
-from wsi_dino.segmentation.neurons.agglomeration import Merges, agglomerate
+from wsi_dino.segmentation.neurons.agglomeration import Merges, agglomerate, agglomerate_sections
 from wsi_dino.segmentation.neurons.blending import Window, blend, voxel_boxes
 from wsi_dino.segmentation.neurons.curve import compare, count_fragments, curve_of
 from wsi_dino.segmentation.neurons.fragments import edge_fragments, section_fragments, volume_fragments
 from wsi_dino.segmentation.neurons.pictures import colours_of, matched_ids
+from wsi_dino.segmentation.neurons.region_graph import build_region_graph
 from wsi_dino.segmentation.sliding_window import gaussian
 
 _THRESHOLDS = (0.2, 0.5, 0.8)
+
+
+def _fragments(affinities: np.ndarray) -> np.ndarray:
+    return volume_fragments(lambda z: affinities[:, z], affinities.shape[1:])
+
+
+def _cloudy_affinities(seed: int, shape: tuple[int, int, int] = (6, 30, 40)) -> np.ndarray:
+    clouds = gaussian_filter(np.random.default_rng(seed).random((3, *shape)), (0, 0.7, 1.5, 1.5))
+    return ((clouds - clouds.min()) / np.ptp(clouds) * 255).astype(np.uint8)
 
 
 def _connected(ids: np.ndarray) -> np.ndarray:
@@ -86,7 +98,7 @@ def test_truth_affinities_give_the_truth_back() -> None:
 def test_membranes_of_drawn_neurons_are_found_through_sections_too() -> None:
     _, ids = drawn_neurons((10, 60, 80), 20)
     affinities = compute_affinities(ids).astype(np.float32) * 0.9
-    fragments = volume_fragments(affinities)
+    fragments = _fragments(affinities)
     assert fragments.min() == 1
     curve = curve_of(count_fragments(ids, fragments), agglomerate(affinities, fragments, _THRESHOLDS))
     assert min(row["voi"] for row in curve) < 0.2
@@ -95,7 +107,7 @@ def test_membranes_of_drawn_neurons_are_found_through_sections_too() -> None:
 def test_fragments_of_parts_are_those_of_the_whole() -> None:
     rng = np.random.default_rng(0)
     affinities = rng.integers(0, 256, (3, 5, 40, 40), dtype=np.uint8)
-    whole = volume_fragments(affinities)
+    whole = _fragments(affinities)
     last = 0
     for z in range(5):
         section = section_fragments(affinities[:, z], last + 1)
@@ -106,19 +118,65 @@ def test_fragments_of_parts_are_those_of_the_whole() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_affinities_without_a_border_or_without_a_neuron_still_give_fragments(value: float) -> None:
-    for make in (volume_fragments, edge_fragments):
+    for make in (_fragments, edge_fragments):
         assert make(np.full((3, 2, 6, 6), value, np.float32)).min() == 1
 
 
 def test_agglomeration_leaves_its_input_and_gives_each_threshold_its_own() -> None:
     affinities = np.random.default_rng(0).random((3, 4, 30, 30)).astype(np.float32)
-    fragments = volume_fragments(affinities)
+    fragments = _fragments(affinities)
     before = fragments.copy()
     merges = agglomerate(affinities, fragments, (0.7, 0.3, 0.5))
     np.testing.assert_array_equal(fragments, before)
     n_segments = merges.segments.max(1)
     assert merges.thresholds == (0.3, 0.5, 0.7)
     assert n_segments[0] > n_segments[1] > n_segments[2]
+
+
+@pytest.mark.parametrize("scoring", ["mean", "quantile-10", "quantile-50", "quantile-90", "max-quantile-50"])
+@pytest.mark.parametrize("method", [_fragments, edge_fragments])
+def test_sections_one_after_the_other_join_as_waterz_joins_the_whole(
+    scoring: str, method: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    thresholds = np.linspace(0.05, 0.95, 19)
+    for seed in range(3):
+        affinities = _cloudy_affinities(seed)
+        fragments = method(affinities)
+        whole = agglomerate(affinities, fragments, thresholds, scoring)
+        assert len(np.unique(whole.segments.max(1))) > 4
+        parts = agglomerate_sections(lambda z: (affinities[:, z], fragments[z]), 6, thresholds, scoring)  # noqa: B023
+        np.testing.assert_array_equal(parts.segments, whole.segments)
+
+
+def test_float_affinities_fall_into_the_bins_that_waterz_has() -> None:
+    affinities = np.random.default_rng(0).random((3, 3, 20, 20)).astype(np.float32)
+    fragments = _fragments(affinities)
+    whole = agglomerate(affinities, fragments, _THRESHOLDS)
+    parts = agglomerate_sections(lambda z: (affinities[:, z], fragments[z]), 3, _THRESHOLDS)
+    np.testing.assert_array_equal(parts.segments, whole.segments)
+
+
+def test_a_region_graph_counts_each_pair_of_neighbours_once() -> None:
+    affinities, fragments = _cloudy_affinities(0, (3, 6, 7)), np.arange(3 * 6 * 7).reshape(3, 6, 7) // 5 + 1
+    graph = build_region_graph((affinities[:, z], fragments[z]) for z in range(3))
+    expected: Counter[tuple[int, int, int]] = Counter()
+    for place in np.ndindex(fragments.shape):
+        for axis in range(3):
+            back = tuple(p - (i == axis) for i, p in enumerate(place))
+            pair = sorted((int(fragments[place]), int(fragments[back])))
+            if min(back) >= 0 and pair[0] != pair[1]:
+                expected[pair[0], pair[1], int(affinities[(axis, *place)])] += 1
+    contact = np.repeat(np.arange(len(graph)), np.diff(graph.bounds))
+    columns = graph.smaller[contact], graph.greater[contact], graph.bins, graph.counts
+    assert {(int(a), int(b), int(c)): int(n) for a, b, c, n in zip(*columns, strict=True)} == expected
+
+
+def test_one_fragment_alone_and_fragments_that_never_touch_stay() -> None:
+    affinities, alone = np.full((3, 4, 4), 200, np.uint8), np.ones((4, 4), np.uint32)
+    for scoring in ("mean", "quantile-50"):
+        assert agglomerate_sections(lambda z: (affinities, alone), 2, (0.5,), scoring).segments.tolist() == [[0, 1]]
+    with pytest.raises(ConfigError, match="ids must be 1"):
+        agglomerate_sections(lambda z: (affinities, 0 * alone), 2, (0.5,))
 
 
 def test_agglomeration_prints_nothing_on_stdout() -> None:

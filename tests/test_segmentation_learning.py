@@ -91,10 +91,13 @@ def test_windows_cover_every_voxel_and_blend_to_the_same_answer(tmp_path: Path) 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("strides", [(16, 16, 16, 16), (4, 8, 16, 32), (16,)])
 @pytest.mark.parametrize("image_channels", [0, 2])
-def test_decoders_answer_for_every_voxel(name: str, strides: tuple[int, ...], image_channels: int) -> None:
+@pytest.mark.parametrize("is_light", [False, True])
+def test_decoders_answer_for_every_voxel(
+    name: str, strides: tuple[int, ...], image_channels: int, is_light: bool
+) -> None:
     layers = [Layer(6 + i, stride) for i, stride in enumerate(strides)]
     coarsest = max(strides)
-    decoder = make_decoder(name, layers, 3, 2, image_channels)  # type: ignore[arg-type]
+    decoder = make_decoder(name, layers, 3, 2, image_channels, is_light=is_light)  # type: ignore[arg-type]
     maps = tuple(
         torch.randn(1, layer.channels, 5, 4 * coarsest // layer.stride_px, 3 * coarsest // layer.stride_px)
         for layer in layers
@@ -106,6 +109,38 @@ def test_decoders_answer_for_every_voxel(name: str, strides: tuple[int, ...], im
     answer.sum().backward()
     without = [key for key, value in decoder.named_parameters() if value.grad is None]
     assert without == [], "every weight takes part"
+
+
+def test_the_last_step_of_a_light_decoder_is_of_sub_pixels_only_where_maps_are_missing() -> None:
+    def last(strides: tuple[int, ...], image_channels: int = 0) -> int:
+        decoder = make_decoder("conv3d", [Layer(8, stride) for stride in strides], 3, 2, image_channels, is_light=True)
+        return decoder.head.last.out_channels  # type: ignore[union-attr, return-value]
+
+    assert last((16, 16)) == 3 * 4, "four answers a cell"
+    assert last((4, 8, 16)) == 3, "maps of 4 px are taken"
+    assert last((16, 16), image_channels=1) == 3, "the image is taken"
+
+
+def test_sub_pixels_lie_in_their_cell() -> None:
+    """Of a cell's four answers the first is its upper left quarter, the second its upper right."""
+    head = make_decoder("conv3d", [Layer(8, 16)], 1, 1, is_light=True).head
+    with torch.no_grad():
+        head.last.weight.zero_()  # type: ignore[union-attr, operator]
+        head.last.bias.copy_(torch.arange(4.0))  # type: ignore[union-attr, operator]
+    quarters = torch.tensor([0.25, 0.75])
+    answer = head(torch.zeros(1, head.last.in_channels, 1, 1, 1), quarters, quarters, None)  # type: ignore[union-attr, operator, arg-type]
+    assert answer[0, 0, 0].tolist() == [[0, 1], [2, 3]]
+
+
+def test_interpolation_at_voxels_is_that_of_grid_sample() -> None:
+    lattice, rows, cols = torch.randn(1, 3, 2, 7, 5), torch.rand(11), torch.rand(9)
+    rows[:2] = torch.tensor([0.0, 1.0])
+    grid = torch.stack(torch.meshgrid(rows * 2 - 1, cols * 2 - 1, indexing="ij")[::-1], -1).expand(2, -1, -1, -1)
+    expected = nn.functional.grid_sample(lattice[0].transpose(0, 1), grid, padding_mode="border", align_corners=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = at_voxels(lattice, rows, cols)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, expected.transpose(0, 1)[None], atol=1e-5)
 
 
 def test_the_linear_decoder_is_linear_regression_of_cells(tmp_path: Path) -> None:

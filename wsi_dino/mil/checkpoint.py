@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from wsi_dino.errors import FeatureFileError, WeightsError
 from wsi_dino.feature_file import IDENTITY_KEYS
@@ -14,10 +14,10 @@ from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.mil.objective import AnyObjective, CrossEntropy
 from wsi_dino.mil.targets import AnyTarget
 from wsi_dino.mil.training import TrainingSpec, build_model
-from wsi_dino.provenance import fingerprint, write_atomically, write_json_atomically
+from wsi_dino.model_file import fill_network, read_model_facts, write_model_file
+from wsi_dino.provenance import fingerprint
 
 _FORMAT = "wsi_dino.abmil/1"
-_KEY = "wsi_dino"
 
 
 class ModelConfig(BaseModel):
@@ -74,18 +74,10 @@ class ModelConfig(BaseModel):
 def save_model(path: Path, model: MilModel, config: ModelConfig) -> None:
     """Write ``NAME.safetensors`` (weights, with the config in its header) and ``NAME.json`` beside it.
 
-    Each file is written atomically, the readable copy first; `load_model` needs only the first.
-
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    from safetensors.torch import save
-
-    write_json_atomically(path.with_suffix(".json"), config)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with write_atomically(path) as temporary:
-        # not save_file: it makes files that only their owner may read
-        temporary.write_bytes(save(state, metadata={_KEY: config.model_dump_json()}))
+    write_model_file(path, model, config)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -94,22 +86,7 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         WeightsError: the file is missing, broken, or no model of this package.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError as error:
-        raise WeightsError(f"Opening the model {path}: there is no such file.") from error
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"Opening the model {path}: broken or no safetensors file ({error}).") from error
-    if _KEY not in metadata:
-        raise WeightsError(f"Opening the model {path}: it was not written by `wsi-dino mil` (no config inside).")
-    try:
-        config = ModelConfig.model_validate_json(metadata[_KEY])
-    except ValidationError as error:
-        raise WeightsError(f"Opening the model {path}: its config is of another version ({error}).") from error
-    return config
+    return read_model_facts(path, ModelConfig, written_by="wsi-dino mil")
 
 
 def load_model(path: Path) -> tuple[MilModel, ModelConfig]:
@@ -118,15 +95,10 @@ def load_model(path: Path) -> tuple[MilModel, ModelConfig]:
     Raises:
         WeightsError: the file is missing, broken, or its weights do not fit its config.
     """
-    from safetensors.torch import load_file
-
     config = read_config(path)
     model = build_model(config.spec, config.embed_dim, config.meaning.n_outputs)
-    try:
-        model.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise WeightsError(f"Opening the model {path}: its weights do not fit its config ({error}).") from error
-    return model.eval(), config
+    fill_network(path, model)
+    return model, config
 
 
 def find_models(folder: Path) -> list[Path]:

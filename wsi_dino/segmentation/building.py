@@ -28,4 +28,5 @@ def build_network(facts: SegmentationModel) -> nn.Module:
         n_outputs,
         facts.n_up,
         len(facts.channels) if facts.image_skip else 0,
+        is_light=facts.is_light,
     )

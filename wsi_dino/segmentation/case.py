@@ -74,6 +74,7 @@ class SegmentationDataset:
         by_patient: folds are made over patients as nnU-Net's autoPET converter makes them, not over cases.
         resample: whether channels may lie on grids of their own, to be resampled onto the labels'.
         remarks: what was unusual.
+        published: how ``evaluation.published`` calls it, where the paper prints figures of it.
     """
 
     name: str
@@ -84,6 +85,7 @@ class SegmentationDataset:
     by_patient: bool = False
     resample: bool = False
     remarks: tuple[str, ...] = ()
+    published: str = ""
 
     def with_channels(self, names: Sequence[str]) -> Self:
         """Return the dataset with only the named channels, in that order.

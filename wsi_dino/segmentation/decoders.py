@@ -68,12 +68,21 @@ class StackDecoder(nn.Module):
 
 
 def at_voxels(lattice: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Sample ``(1, channels, n_slices, height, width)`` at positions 0..1 by bilinear interpolation."""
-    grid = torch.stack(torch.meshgrid(rows * 2 - 1, cols * 2 - 1, indexing="ij")[::-1], -1)
-    slices = lattice[0].transpose(0, 1).float()
-    grid = grid.to(slices).expand(len(slices), -1, -1, -1)
-    sampled = functional.grid_sample(slices, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled.transpose(0, 1)[None]
+    """Sample ``(1, channels, n_slices, height, width)`` at positions 0..1 by bilinear interpolation, in float32.
+
+    Two products with sparse matrices, whose gradients are products again: several times faster on a CPU than
+    `grid_sample`, whose gradient is not.
+    """
+    with torch.autocast(lattice.device.type, enabled=False):
+        by_rows = _between(rows, lattice.shape[3]) @ lattice.float()
+        return by_rows @ _between(cols, lattice.shape[4]).T
+
+
+def _between(positions: Tensor, n_cells: int) -> Tensor:
+    """Return ``(len(positions), n_cells)``: what each cell's centre counts at each position; borders are repeated."""
+    at = (positions.float() * n_cells - 0.5).clamp(0, n_cells - 1)
+    centres = torch.arange(n_cells, device=at.device)
+    return (1 - (at[:, None] - centres).abs()).clamp_min(0)
 
 
 class LinearDecoder(StackDecoder):
@@ -89,9 +98,12 @@ class LinearDecoder(StackDecoder):
         return torch.stack([at_voxels(answer, rows, cols) for answer in answers]).sum(0)
 
 
-def _block(n_in: int, n_out: int) -> nn.Sequential:
+def _block(n_in: int, n_out: int, *, is_light: bool = False) -> nn.Sequential:
+    """Return two convolutions; of a light block the first, which takes most channels, looks in plane only."""
+    depth = 1 if is_light else 3
     return nn.Sequential(
-        nn.Conv3d(n_in, n_out, 3, padding=1, bias=False), nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
+        nn.Conv3d(n_in, n_out, (depth, 3, 3), padding=(depth // 2, 1, 1), bias=False),
+        nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
         nn.Conv3d(n_out, n_out, 3, padding=1, bias=False), nn.InstanceNorm3d(n_out, affine=True), nn.GELU(),
     )  # fmt: skip
 
@@ -101,22 +113,34 @@ def _up(n_in: int, n_out: int) -> nn.ConvTranspose3d:
 
 
 class _VoxelHead(nn.Module):
-    """The last step, on the voxel grid; with the image beside the features when asked."""
+    """The last step, on the voxel grid; with the image beside the features when asked.
 
-    def __init__(self, width: int, n_outputs: int, image_channels: int) -> None:
+    Args:
+        width: channels that come.
+        n_outputs: channels of the answer.
+        image_channels: of the image; 0 for none.
+        parts: answers a side that each cell gives, as sub-pixels (Shi et al. 2016, arXiv 1609.05158).
+    """
+
+    def __init__(self, width: int, n_outputs: int, image_channels: int, parts: int = 1) -> None:
         super().__init__()
-        self.image_channels = image_channels
+        self.image_channels, self.parts = image_channels, parts
         n_in = width + image_channels
         self.block = _block(n_in, width) if image_channels else nn.Identity()
-        self.last = nn.Conv3d(width, n_outputs, 1)
+        self.last = nn.Conv3d(width, n_outputs * parts**2, 1)
 
     def forward(self, lattice: Tensor, rows: Tensor, cols: Tensor, grey: Tensor | None) -> Tensor:
+        if not self.image_channels:  # a linear map of channels and one of places: the fewer channels go first
+            return at_voxels(_sub_pixels(self.last(lattice), self.parts), rows, cols)
+        assert grey is not None
         voxels = at_voxels(lattice, rows, cols)
-        if self.image_channels:
-            assert grey is not None
-            voxels = torch.cat([voxels, grey.to(voxels) * 2 - 1], 1)
-        answer: Tensor = self.last(self.block(voxels))
+        answer: Tensor = self.last(self.block(torch.cat([voxels, grey.to(voxels) * 2 - 1], 1)))
         return answer
+
+
+def _sub_pixels(lattice: Tensor, parts: int) -> Tensor:
+    """Turn ``(1, channels * parts ** 2, z, y, x)`` to ``(1, channels, z, y * parts, x * parts)``."""
+    return functional.pixel_shuffle(lattice[0].transpose(0, 1), parts).transpose(0, 1)[None]
 
 
 class ConvDecoder(StackDecoder):
@@ -125,31 +149,47 @@ class ConvDecoder(StackDecoder):
     All layers of the coarsest stride are joined at the bottom. Each step up takes the maps of its own stride where
     the encoder has some (convolutional networks), else one more shallow layer, enlarged.
 
+    A light one costs half: its blocks look across slices once, not twice, and the last step of two is made by
+    sub-pixels where the encoder has no maps of that stride and the decoder is not given the image.
+
     Args:
         layers: of the stack.
         n_outputs: channels of the answer.
         n_up: steps of two from the coarsest maps.
         image_channels: of the image for the skip at full resolution; 0 for none.
+        is_light: see above.
     """
 
-    def __init__(self, layers: Sequence[Layer], n_outputs: int, n_up: int, image_channels: int = 0) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        n_outputs: int,
+        n_up: int,
+        image_channels: int = 0,
+        *,
+        is_light: bool = False,
+    ) -> None:
         super().__init__(layers, n_outputs)
         coarsest = max(layer.stride_px for layer in layers)
+        in_parts = is_light and not image_channels and not _of_stride(layers, coarsest / 2**n_up)
+        n_up -= int(in_parts)
         self.bottom_layers = [i for i, layer in enumerate(layers) if layer.stride_px == coarsest]
         self.skip_layers = [_skips(layers, coarsest, step) for step in range(1, n_up + 1)]
         widths = [_WIDTHS[min(step, len(_WIDTHS) - 1)] for step in range(n_up + 1)]
         n_bottom = sum(layers[i].channels for i in self.bottom_layers)
         self.entry = nn.Conv3d(n_bottom, widths[0], 1)
-        self.bottom = _block(widths[0], widths[0])
+        self.bottom = _block(widths[0], widths[0], is_light=is_light)
         self.ups = nn.ModuleList(_up(a, b) for a, b in itertools.pairwise(widths))
         self.skips = nn.ModuleList(
             nn.ModuleList(nn.Conv3d(layers[i].channels, width, 1) for i in taken)
             for taken, width in zip(self.skip_layers, widths[1:], strict=True)
         )
-        self.blocks = nn.ModuleList(_block(2 * width if taken else width, width)
-                                    for taken, width in zip(self.skip_layers, widths[1:], strict=True))  # fmt: skip
+        self.blocks = nn.ModuleList(
+            _block(2 * width if taken else width, width, is_light=is_light)
+            for taken, width in zip(self.skip_layers, widths[1:], strict=True)
+        )
         self.dropout = nn.Dropout3d(0.1)
-        self.head = _VoxelHead(widths[-1], n_outputs, image_channels)
+        self.head = _VoxelHead(widths[-1], n_outputs, image_channels, parts=2 if in_parts else 1)
 
     def forward(self, maps: Sequence[Tensor], rows: Tensor, cols: Tensor, grey: Tensor | None = None) -> Tensor:
         """As `StackDecoder.forward`."""
@@ -172,12 +212,16 @@ class ConvDecoder(StackDecoder):
 
 
 def _skips(layers: Sequence[Layer], coarsest: int, step: int) -> list[int]:
-    own = [i for i, layer in enumerate(layers) if layer.stride_px * 2**step == coarsest]
+    own = _of_stride(layers, coarsest / 2**step)
     if own:
         return own
     if any(layer.stride_px != coarsest for layer in layers):
         return []
     return [len(layers) - 1 - step] if len(layers) > step else []
+
+
+def _of_stride(layers: Sequence[Layer], stride_px: float) -> list[int]:
+    return [i for i, layer in enumerate(layers) if layer.stride_px == stride_px]
 
 
 def _grown(skip: Tensor, like: Tensor) -> Tensor:
@@ -235,13 +279,20 @@ def _tower(layer: Layer, coarsest: int, step: int, widths: Sequence[int]) -> nn.
 
 
 def make_decoder(
-    name: DecoderName, layers: Sequence[Layer], n_outputs: int, n_up: int, image_channels: int = 0
+    name: DecoderName,
+    layers: Sequence[Layer],
+    n_outputs: int,
+    n_up: int,
+    image_channels: int = 0,
+    *,
+    is_light: bool = False,
 ) -> StackDecoder:
     """Return a decoder with fresh weights; arguments as for `ConvDecoder`."""
     if name == "linear":
         return LinearDecoder(layers, n_outputs)
-    kind = ConvDecoder if name == "conv3d" else UnetrDecoder
-    return kind(layers, n_outputs, n_up, image_channels)
+    if name == "unetr":
+        return UnetrDecoder(layers, n_outputs, n_up, image_channels)
+    return ConvDecoder(layers, n_outputs, n_up, image_channels, is_light=is_light)
 
 
 def steps_up(patch_mm: float, patch_px: int, coarsest_px: int, spacing_mm: float) -> int:

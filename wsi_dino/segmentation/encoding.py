@@ -63,6 +63,11 @@ class FeaturePlan:
         y, x = spacing_mm[1:][turned]
         return plan_slice((height, width), (y, x), patch_mm=self.patch_mm, patch_px=self.patch_px, cell_px=self.cell_px)
 
+    def shown_px(self, case: PreparedCase) -> int:
+        """Return the longer side of a case's slices as the encoder sees them."""
+        geometry = self.geometry(case.shape, case.spacing_mm)
+        return max(geometry.height_px, geometry.width_px)
+
 
 def plan_features(encoder: SliceEncoder, spec: FeatureSpec, cases: Sequence[PreparedCase]) -> FeaturePlan:
     """Resolve what a patch covers and how channels meet, for all `cases` alike."""

@@ -15,13 +15,14 @@ from torch import nn
 from wsi_dino.encoders.devices import resolve_precision
 from wsi_dino.errors import VolumeError
 from wsi_dino.item_queue import Item, ItemQueue
+from wsi_dino.model_file import write_model_file
 from wsi_dino.provenance import fingerprint
 from wsi_dino.segmentation.case import Case, SegmentationDataset
 from wsi_dino.segmentation.folds import SegmentationFold
 from wsi_dino.segmentation.layout import SegmentationLayout
 from wsi_dino.segmentation.learners import Learner
 from wsi_dino.segmentation.losses import dice_cross_entropy
-from wsi_dino.segmentation.model_file import read_network, write_model
+from wsi_dino.segmentation.model_file import read_network
 from wsi_dino.segmentation.prepared import PreparedCase
 from wsi_dino.segmentation.request import ScoringSpec
 from wsi_dino.segmentation.scores import score_labels
@@ -126,7 +127,7 @@ def _train(context: FoldContext, fold: SegmentationFold, key: str) -> dict[str, 
     history = trainer.run()
     path = context.layout.model(fold.number)
     training = {**context.training.model_dump(mode="json"), "precision": trainer.precision}
-    write_model(path, network, facts.model_copy(update={"training": training}))
+    write_model_file(path, network, facts.model_copy(update={"training": training}))
     return {
         "status": "done", "fold": fold.number, "n_train": len(fold.train), "n_val": len(fold.val),
         "history": history.rows, "parameters": sum(p.numel() for p in network.parameters()),

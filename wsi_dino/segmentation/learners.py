@@ -75,6 +75,7 @@ class DecoderLearner:
             decoder=decoder.name,
             n_up=steps_up(plan.patch_mm, plan.patch_px, coarsest, plan.spacing_mm),
             image_skip=decoder.image_skip,
+            is_light=decoder.name == "conv3d",
             window_slices=decoder.crop_slices,
             window_cells=decoder.crop_cells,
         )

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from wsi_dino.errors import WeightsError
-from wsi_dino.provenance import write_atomically, write_json_atomically
+from wsi_dino.model_file import fill_network, read_model_facts
 
 if TYPE_CHECKING:
     from torch import nn
 
 _FORMAT = "wsi_dino.segmentation/1"
-_KEY = "wsi_dino"
 
 
 class SegmentationModel(BaseModel):
@@ -29,7 +27,8 @@ class SegmentationModel(BaseModel):
         layers: channels and stride of each, as stacked.
         meeting: of channels.
         patch_mm, patch_px, cell_px: how slices are shown.
-        decoder: name; `n_up` its steps of two; `image_skip` whether it takes the image.
+        decoder: name; `n_up` its steps of two; `image_skip` whether it takes the image; `is_light` see
+            `decoders.ConvDecoder`, False in files of earlier versions.
         window_slices, window_cells: what it is given at once (voxels for a network).
         fold: whose training cases it learned from.
         training: recipe and precision.
@@ -52,6 +51,7 @@ class SegmentationModel(BaseModel):
     decoder: str = ""
     n_up: int = 0
     image_skip: bool = False
+    is_light: bool = False
     window_slices: int
     window_cells: int
     fold: int
@@ -63,40 +63,13 @@ class SegmentationModel(BaseModel):
         return [0, *self.classes]
 
 
-def write_model(path: Path, network: nn.Module, facts: SegmentationModel) -> None:
-    """Write ``NAME.safetensors`` with `facts` in its header, and ``NAME.json`` beside it to read.
-
-    Raises:
-        StorageError: the disk is full or the folder cannot be written.
-    """
-    from safetensors.torch import save
-
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_json_atomically(path.with_suffix(".json"), facts)
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(save(state, metadata={_KEY: facts.model_dump_json()}))
-
-
 def read_facts(path: Path) -> SegmentationModel:
     """Read what is known of a model without its weights.
 
     Raises:
         WeightsError: the file is missing, broken, or no model of this kind.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return SegmentationModel.model_validate_json(metadata[_KEY])
-    except FileNotFoundError as error:
-        raise WeightsError(f"Opening the model {path}: there is no such file.") from error
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"Opening the model {path}: broken or no safetensors file ({error}).") from error
-    except (KeyError, ValidationError) as error:
-        raise WeightsError(
-            f"Opening the model {path}: it was not written by `wsi-dino radiology segment`, or by another version."
-        ) from error
+    return read_model_facts(path, SegmentationModel, written_by="wsi-dino radiology segment")
 
 
 def read_network(path: Path, facts: SegmentationModel) -> nn.Module:
@@ -105,13 +78,6 @@ def read_network(path: Path, facts: SegmentationModel) -> nn.Module:
     Raises:
         WeightsError: weights do not fit the facts.
     """
-    from safetensors.torch import load_file
-
     from wsi_dino.segmentation.building import build_network
 
-    network = build_network(facts)
-    try:
-        network.load_state_dict(load_file(path))
-    except RuntimeError as error:
-        raise WeightsError(f"Opening the model {path}: its weights do not fit its facts ({error}).") from error
-    return network.eval()
+    return fill_network(path, build_network(facts))

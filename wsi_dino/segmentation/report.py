@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.evaluation.pictures import MARKERS, SERIES, Picture, picture_uri
+from wsi_dino.segmentation.comparison import compare_results, read_results
 from wsi_dino.segmentation.example_pictures import feature_pictures, overlay_example
 from wsi_dino.segmentation.overlays import COLOURS
 from wsi_dino.segmentation.results import Outcome
@@ -25,6 +27,9 @@ def render_report(outcome: Outcome, metrics: Mapping[str, Any]) -> str:
     environment.filters |= {"number": _number, "uri": picture_uri}
     source = resources.files("wsi_dino.segmentation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     pictures = [_curve_picture(outcome), _dice_picture(outcome)]
+    compared = _compared(outcome)
+    if len(compared) > 1:
+        pictures.append(_comparison_picture(compared, metrics))
     return environment.from_string(source).render(
         metrics=metrics,
         classes=list(outcome.dataset.classes.values()),
@@ -32,11 +37,48 @@ def render_report(outcome: Outcome, metrics: Mapping[str, Any]) -> str:
         examples=[_example(outcome, row) for row in _chosen(outcome)],
         features=feature_pictures(outcome),
         figures=[Markup(picture.page_svg()) for picture in pictures],
+        compared=compared,
+        published=[_published(table, metrics) for table in metrics["published"]],
         rows=outcome.scores[:_LISTED_CASES],
         settings=_settings(metrics),
         remarks=_remarks(outcome),
         parameters=outcome.fold_rows[0]["parameters"],
     )
+
+
+def _compared(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return all results of the dataset in this run beside this one."""
+    label = f"{outcome.layout.data.name}/{outcome.layout.results.name}"
+    metrics = json.loads((outcome.layout.results / "metrics.json").read_text(encoding="utf-8"))
+    results = read_results(outcome.layout.run.path, metrics)
+    own = next((result for result in results if result.label == label), None)
+    return compare_results(own, results) if own is not None else []
+
+
+def _comparison_picture(compared: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any]) -> Picture:
+    shown = [row for row in compared if np.isfinite(row["dice"])]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        colours = [SERIES[0] if row["is_this"] else SERIES[1] for row in shown]
+        axes.barh([row["label"] for row in shown], [row["dice"] for row in shown], color=colours)
+        axes.axvline(metrics["baselines"]["mean-shape"]["dice"]["mean"], color="#1b1f24", linestyle="--", linewidth=1)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("Dice (dashed: mean shape of the training labels)")
+
+    return Picture("results", "Dice of all results of this dataset in the run", (7.4, 1.2 + 0.4 * len(shown)), draw)
+
+
+def _published(table: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a table of the paper with our figures in its columns, as far as we have such figures."""
+    names = {"dice": "dice", "hd95": "hd95_mm", "precision": "precision", "recall": "recall"}
+    ours = []
+    for column in table["columns"]:
+        value = metrics[names[column["metric"]]]["mean"] if column["metric"] in names else None
+        factor = 100 if column["unit"] == "percent" else 1
+        ours.append(f"{factor * value:.2f}" if isinstance(value, float) and np.isfinite(value) else "–")
+    return {**table, "ours": ours, "modality": any(row["modality"] for row in table["rows"])}
 
 
 def _css(colour: Sequence[int]) -> str:

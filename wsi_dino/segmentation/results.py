@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_dino.evaluation.published.volume_tables import volume_tables
 from wsi_dino.provenance import environment, write_json_atomically, write_text_atomically
 from wsi_dino.segmentation.case import SegmentationDataset
 from wsi_dino.segmentation.folds import SegmentationFold
@@ -37,7 +38,7 @@ class Outcome:
         fold_rows: of `train_fold`, one a fold.
         case_rows: of `score_fold`, one a held-out case.
         atlas_rows: of `atlas_rows`.
-        timing: of encoding.
+        timing: of encoding, and how large slices were shown.
         training, precision: recipe and number format.
         scheme: of the folds, in words.
         facts: of the first fold's model.
@@ -88,6 +89,7 @@ def metrics_of(outcome: Outcome) -> dict[str, Any]:
     metrics |= _challenge_metrics(outcome, scores)
     metrics["folds"] = [_fold_metrics(outcome, scores, row) for row in outcome.fold_rows]
     metrics["baselines"] = _baselines(outcome)
+    metrics["published"] = volume_tables(outcome.dataset.published)
     metrics["seconds"] = _seconds(outcome)
     metrics["protocol"] = _protocol(outcome)
     metrics["failures"] = outcome.failures
@@ -171,6 +173,9 @@ def _protocol(outcome: Outcome) -> dict[str, Any]:
         "averaging": _AVERAGING,
         "model": facts,
         "features": None if request.is_network else request.features.model_dump(mode="json"),
+        "layers": outcome.facts.identity.get("layers", []),
+        "shown_px": outcome.timing.get("shown_px"),
+        "enlargement": outcome.timing.get("enlargement"),
         "training": {**outcome.training.model_dump(mode="json"), "precision": outcome.precision},
         "selection": "weights of the last epoch; held-out cases choose nothing",
         "limit": request.n_cases,
@@ -195,11 +200,13 @@ def write_outcome(outcome: Outcome, all_folds: Sequence[SegmentationFold]) -> di
     from wsi_dino.segmentation.report import render_report
 
     metrics = metrics_of(outcome)
-    page = render_report(outcome, metrics)
     rows = case_table(outcome)
-    for folder in (outcome.layout.results, outcome.layout.run.path):
+    folders = (outcome.layout.results, outcome.layout.run.path)
+    for folder in folders:
         outcome.layout.run.write_table(folder / "cases.csv", rows, CASE_COLUMNS)
         write_json_atomically(folder / "metrics.json", metrics)
+    page = render_report(outcome, metrics)
+    for folder in folders:
         write_text_atomically(folder / "report.html", page)
     _write_folds(outcome.layout.data / "splits_final.json", all_folds)
     return metrics

@@ -195,6 +195,8 @@ def _decoder_learner(
         "encoding_s": round(encoded.seconds, 1),
         "volumes_encoded": sum(map(len, wanted.values())),
         "feature_key": plan.key,
+        "shown_px": max(plan.shown_px(prepared.by_id[case_id]) for case_id in wanted),
+        "enlargement": round(plan.patch_px / plan.patch_mm * plan.spacing_mm, 4),
     }
     return DecoderLearner(request, plan, base, encoded.cases), timing
 

@@ -35,8 +35,9 @@ def open_autopet(root: Path, name: str = "autopet2") -> SegmentationDataset:
     if not cases:
         raise ConfigError(f"Opening {root}: no PATIENT/STUDY/SUV.nii.gz below it. Is --root FDG-PET-CT-Lesions?")
     return SegmentationDataset(
-        name, cases, CHANNELS, {1: "lesion"}, metric_sets=("autopet",), by_patient=True, resample=True
-    )
+        name, cases, CHANNELS, {1: "lesion"}, metric_sets=("autopet",), by_patient=True, resample=True,
+        published="AutoPET-II",
+    )  # fmt: skip
 
 
 def _studies(folder: Path) -> Iterator[Case]:

@@ -34,7 +34,7 @@ def open_hecktor(root: Path) -> SegmentationDataset:
     remarks = () if len(cases) == N_TRAINING else (f"{len(cases)} labelled cases; the challenge gave {N_TRAINING}",)
     return SegmentationDataset(
         "hecktor2022", cases, CHANNELS, CLASSES, metric_sets=("hecktor",), by_patient=True, resample=True,
-        remarks=remarks,
+        remarks=remarks, published="HECKTOR 2022",
     )  # fmt: skip
 
 

@@ -67,8 +67,9 @@ def open_msd(root: Path, task: str) -> SegmentationDataset:
     if len(found.cases) != known.n_training:
         found.remarks.append(f"{len(found.cases)} labelled cases; the published archive has {known.n_training}")
     return SegmentationDataset(
-        task, tuple(found.cases), channels, foreground_classes(folder, content["labels"]), remarks=tuple(found.remarks)
-    )
+        task, tuple(found.cases), channels, foreground_classes(folder, content["labels"]),
+        remarks=tuple(found.remarks), published=f"MSD {known.folder.partition('_')[0]}",
+    )  # fmt: skip
 
 
 def _channels(modalities: dict[str, str], task: MsdTask) -> tuple[Channel, ...]:

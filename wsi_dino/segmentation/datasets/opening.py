@@ -1,7 +1,9 @@
-"""Datasets by name."""
+"""Datasets by name: each opens in one file beside this one and stands once in `_OPENERS`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from wsi_dino.errors import ConfigError, nearest_name
@@ -11,7 +13,13 @@ from wsi_dino.segmentation.datasets.hecktor import open_hecktor
 from wsi_dino.segmentation.datasets.msd import TASKS, open_msd
 from wsi_dino.segmentation.datasets.nnunet import open_nnunet
 
-NAMES = (*TASKS, "autopet2", "hecktor2022", "nnunet")
+_OPENERS: dict[str, Callable[[Path], SegmentationDataset]] = {
+    **{task: partial(open_msd, task=task) for task in TASKS},
+    "autopet2": open_autopet,
+    "hecktor2022": open_hecktor,
+    "nnunet": lambda root: open_nnunet(root, root.resolve().name),
+}
+NAMES = tuple(_OPENERS)
 
 
 def open_dataset(name: str, root: Path) -> SegmentationDataset:
@@ -25,14 +33,8 @@ def open_dataset(name: str, root: Path) -> SegmentationDataset:
     Raises:
         ConfigError: there is no such dataset, or the folder is not in its form.
     """
-    if name in TASKS:
-        return open_msd(root, name)
-    if name == "autopet2":
-        return open_autopet(root)
-    if name == "hecktor2022":
-        return open_hecktor(root)
-    if name == "nnunet":
-        return open_nnunet(root, root.resolve().name)
-    raise ConfigError(
-        f"--dataset {name}: there is no such dataset.{nearest_name(name, NAMES)} Known: {', '.join(NAMES)}."
-    )
+    if name not in _OPENERS:
+        raise ConfigError(
+            f"--dataset {name}: there is no such dataset.{nearest_name(name, NAMES)} Known: {', '.join(NAMES)}."
+        )
+    return _OPENERS[name](root)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-from wsi_dino.errors import ConfigError
 from wsi_dino.segmentation.neurons.optional_libraries import require
 
 _INSIDE = 0.5
@@ -63,28 +64,27 @@ def border_map(affinities: np.ndarray) -> npt.NDArray[np.float32]:
     return np.asarray(1 - (along_y + along_x) / 2, np.float32)
 
 
-def volume_fragments(affinities: np.ndarray) -> npt.NDArray[np.uint64]:
+def volume_fragments(affinities: Callable[[int], np.ndarray], shape: Sequence[int]) -> npt.NDArray[np.uint32]:
     """Return the fragments of all sections, numbered through.
 
     A section is worked on at a time and none knows of another, so that a volume in parts gives the same.
 
     Args:
-        affinities: ``(3, z, y, x)``.
+        affinities: returns ``(3, y, x)`` of a section.
+        shape: ``(z, y, x)``.
 
     Raises:
         ConfigError: scikit-image is not installed.
     """
-    if affinities.ndim != 4 or len(affinities) < 3:
-        raise ConfigError(f"Making fragments: affinities must be (3, z, y, x), got {affinities.shape}.")
-    out = np.empty(affinities.shape[1:], np.uint64)
-    next_id = 1
+    out = np.empty(shape, np.uint32)
+    last = 0
     for z in range(len(out)):
-        out[z] = section_fragments(affinities[:, z], next_id)
-        next_id = int(out[z].max()) + 1
+        out[z] = section_fragments(affinities(z), last + 1)
+        last = int(out[z].max())
     return out
 
 
-def edge_fragments(affinities: np.ndarray) -> npt.NDArray[np.uint64]:
+def edge_fragments(affinities: np.ndarray) -> npt.NDArray[np.uint32]:
     """Return the fragments of waterz's own watershed, on edges between voxels and in 3D at once.
 
     Voxels without any affinity, which it leaves out, join the nearest fragment of their section.
@@ -101,8 +101,11 @@ def edge_fragments(affinities: np.ndarray) -> npt.NDArray[np.uint64]:
     next_id = int(found.max(initial=0)) + 1
     for section in found:
         next_id = _fill(section, next_id)
-    _, numbers = np.unique(found, return_inverse=True)
-    return np.asarray(numbers.reshape(found.shape) + 1, np.uint64)
+    is_used = np.zeros(next_id, bool)
+    for section in found:
+        is_used[section] = True
+    numbers = np.cumsum(is_used, dtype=np.uint32)
+    return np.stack([numbers[section] for section in found])
 
 
 def _fill(section: npt.NDArray[np.uint64], next_id: int) -> int:

@@ -9,7 +9,7 @@ from wsi_dino.claims import try_claim
 from wsi_dino.errors import ConfigError
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder
-from wsi_dino.segmentation.neurons.agglomeration import scoring_function
+from wsi_dino.segmentation.neurons.agglomeration import check_scoring
 from wsi_dino.segmentation.neurons.datasets import EmDataset
 from wsi_dino.segmentation.neurons.layout import EmLayout, StageRows
 from wsi_dino.segmentation.neurons.optional_libraries import require
@@ -62,7 +62,7 @@ def _encode_sections(experiment: Experiment) -> None:
 
 
 def _check(request: EmRequest) -> None:
-    scoring_function(request.agglomeration.scoring)
+    check_scoring(request.agglomeration.scoring)
     if not request.agglomeration.thresholds:
         raise ConfigError("--thresholds: name one or more.")
     require("skimage.segmentation", "scikit-image")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.provenance import fingerprint
-from wsi_dino.segmentation.neurons.agglomeration import agglomerate
+from wsi_dino.segmentation.neurons.agglomeration import agglomerate_volume
 from wsi_dino.segmentation.neurons.curve import count_fragments, curve_of
 from wsi_dino.segmentation.neurons.datasets import EmDataset
 from wsi_dino.segmentation.neurons.em_volume import EmSource
@@ -85,7 +85,7 @@ def _write_fragments(experiment: Experiment, source: EmSource) -> int:
     with writing_volume(target, FRAGMENTS, source.shape, np.uint32, attributes_of(source)) as write:
         if experiment.request.fragments.method == "edges":
             found = edge_fragments(read_volume(origin, AFFINITIES))
-            write(0, found.astype(np.uint32))
+            write(0, found)
             return int(found.max())
         for z in range(source.shape[0]):
             section = section_fragments(read_section(origin, AFFINITIES, z), last + 1)
@@ -103,14 +103,18 @@ def join_fragments(experiment: Experiment, key: str) -> dict[str, Any]:
         began = time.process_time()
         for source in experiment.judged:
             experiment.told.say(f"joining the fragments of {source.name}")
-            affinities = read_volume(experiment.layout.affinities(source.name), AFFINITIES)
-            fragments = read_volume(experiment.layout.fragments(source.name), FRAGMENTS).astype(np.uint64)
-            merges = agglomerate(affinities, fragments, spec.thresholds, spec.scoring)
+            section = _sections_of(experiment.layout, source)
+            merges = agglomerate_volume(section, source.shape, spec.thresholds, spec.scoring)
             write_merges(experiment.layout.merges(source.name), merges)
         return {"cpu_s": round(time.process_time() - began, 2)}
 
     outputs = [experiment.layout.merges(source.name) for source in experiment.judged]
     return experiment.rows.do("agglomerate", key, outputs, work)
+
+
+def _sections_of(layout: EmLayout, source: EmSource) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    affinities, fragments = layout.affinities(source.name), layout.fragments(source.name)
+    return lambda z: (read_section(affinities, AFFINITIES, z), read_section(fragments, FRAGMENTS, z))
 
 
 def score(experiment: Experiment, source: EmSource) -> list[dict[str, Any]]:

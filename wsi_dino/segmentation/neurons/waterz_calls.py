@@ -16,7 +16,7 @@ from wsi_dino.segmentation.neurons.optional_libraries import require
 
 def join(
     affinities: np.ndarray,
-    fragments: npt.NDArray[np.uint64],
+    fragments: np.ndarray,
     thresholds: Sequence[float],
     scoring_function: str,
     n_bins: int,
