@@ -37,7 +37,7 @@ def plan(
         list[str] | None,
         typer.Option(
             "--rate", metavar="DEVICE=IMAGES_PER_S", show_default=False,
-            help="What `wsi-dino bench` measured on another device class; may be repeated.",
+            help="What `plan` measured on a machine of another class; may be repeated.",
         ),
     ] = None,
     within_h: Annotated[

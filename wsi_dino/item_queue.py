@@ -13,7 +13,9 @@ from wsi_dino.claims import Claim, try_claim
 from wsi_dino.run_folder import RunFolder
 
 FINISHED = ("done", "empty")
-_POLL_S = (0.1, 3.0)  # first and longest wait for others; each is a sweep over all that they hold
+# First and longest wait for others; each is a sweep over all that they hold. A helper has time: of a thousand of them
+# each look is felt by the file server, and a wait is never longer than a fifth of the waiting before it.
+_POLL_S, _HELPER_POLL_S = (0.1, 3.0), (0.1, 30.0)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,27 @@ class Item:
 
     key: str
     fingerprint: str
+
+
+class LateItem(Item):
+    """An item whose fingerprint costs something (a slide is read for it): known when it is first asked for.
+
+    So each of many workers reads what it works on, and not everything.
+    """
+
+    def __init__(self, key: str, compute: Callable[[], str]) -> None:
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "_compute", compute)
+
+    def __getattr__(self, name: str) -> str:
+        if name != "fingerprint":
+            raise AttributeError(name)
+        value: str = self.__dict__["_compute"]()
+        object.__setattr__(self, "fingerprint", value)
+        return value
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
 
 @dataclass(frozen=True)
@@ -67,11 +90,13 @@ class ItemQueue:
         by_key = {item.key: item for item in items}
         by_cost = sorted(by_key, key=lambda key: -costs.get(key, 0.0)) if costs else list(by_key)
         self._open = {key: by_key[key] for key in share.in_turn(by_cost, place_of, only_own=is_divided)}
+        mine = share.current()
+        self._of_others = set(mine.others(by_cost, place_of)) if is_divided and mine and mine.helps else set()
         self._taken: set[str] = set()
         self._rows: dict[str, dict[str, Any]] = {}
         self._order = list(by_key)
         self._lock = threading.Lock()
-        self._record = worker_record.of_run(run, stage, {key: item.fingerprint for key, item in by_key.items()}, costs)
+        self._record = worker_record.of_run(run, stage, {key: _known(item) for key, item in by_key.items()}, costs)
         self.in_turn = list(self._open)
         self.n_reused = 0
 
@@ -79,9 +104,10 @@ class ItemQueue:
         """Return the next item for this worker; None when all are finished or in hand here.
 
         Waits while the only items left are being worked on by another process, and takes over
-        those whose owner dies or hangs.
+        those whose owner dies or hangs. A process that helps with the parts of others leaves alone what has a row:
+        whether that row still holds is looked at by those whose part it is, and by who writes the results.
         """
-        wait_s, longest_s = _POLL_S
+        wait_s, longest_s = _HELPER_POLL_S if self._of_others else _POLL_S
         while True:
             claimed, others_at_work = self._sweep()
             if claimed is not None:
@@ -100,8 +126,13 @@ class ItemQueue:
     def _sweep(self) -> tuple[ClaimedItem | None, bool]:
         with self._lock:
             waiting = [item for item in self._open.values() if item.key not in self._taken]
-        others_at_work = False
+        others_at_work, with_row = False, None
         for item in waiting:
+            if item.key in self._of_others:
+                if with_row is None:
+                    with_row = self._run.row_names(self._stage)
+                if self._run.row_path(self._stage, item.key).name in with_row:
+                    continue
             claimed, others = self._try(item)
             others_at_work |= others
             if claimed is not None:
@@ -128,6 +159,10 @@ class ItemQueue:
 
     def _is_closed(self, item: Item) -> bool:
         """Whether nothing is left to do here: in hand, finished, or found finished now."""
+        with self._lock:
+            if item.key in self._taken or item.key not in self._open:
+                return True
+        _ = item.fingerprint  # may take a while, in which other threads go on
         with self._lock:
             if item.key in self._taken or item.key not in self._open:
                 return True
@@ -182,3 +217,7 @@ class ItemQueue:
         """Rows of all finished and failed items so far, in the order of the items."""
         with self._lock:
             return [self._rows[key] for key in self._order if key in self._rows]
+
+
+def _known(item: Item) -> str | None:
+    return None if isinstance(item, LateItem) else item.fingerprint

@@ -99,7 +99,7 @@ class RunReader:
         for path in sorted(times):
             row, (mark, cost) = self._rows[path][1], items[paths[path]]
             status = str(row.get("status"))
-            if row.get("fingerprint") != mark or status not in _STATES:
+            if (mark is not None and row.get("fingerprint") != mark) or status not in _STATES:
                 continue
             counts[status] += 1
             finished.append((times[path], float(cost)))

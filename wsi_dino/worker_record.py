@@ -30,7 +30,7 @@ def launch_id() -> str:
 
 
 def of_run(
-    run: RunFolder, stage: str, fingerprints: Mapping[str, str], costs: Mapping[str, float] | None
+    run: RunFolder, stage: str, fingerprints: Mapping[str, str | None], costs: Mapping[str, float] | None
 ) -> StageRecord:
     """Note what a stage is to do, and return where a queue tells what it does of it."""
     here = os.path.abspath(run.path)  # whatever folder the process goes to later
@@ -61,8 +61,8 @@ class WorkerRecord:
         self._lock = threading.Lock()
         self._is_begun = False
 
-    def plan(self, stage: str, fingerprints: Mapping[str, str], costs: Mapping[str, float] | None) -> None:
-        """Write the items of a stage, where they are not what is written there."""
+    def plan(self, stage: str, fingerprints: Mapping[str, str | None], costs: Mapping[str, float] | None) -> None:
+        """Write the items of a stage, where they are not what is written there; None is a fingerprint not known yet."""
         known = costs or {}
         planned = self._planned.setdefault(stage, {})
         planned |= {key: [mark, known.get(key, 1.0)] for key, mark in fingerprints.items()}

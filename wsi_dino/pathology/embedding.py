@@ -141,7 +141,7 @@ def embed_slides(
         StorageError: the disk is full or the run folder cannot be written; journals are kept.
     """
     report, tell = progress or _say_nothing, notice or _say_nothing
-    if not run.rows("tile"):
+    if not run.row_names("tile"):
         raise ConfigError(
             f"Embedding {run.path}: no slide of it is tiled. Run `wsi-dino tile SLIDES --run {run.path}` first."
         )

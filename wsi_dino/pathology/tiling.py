@@ -7,12 +7,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from wsi_dino.errors import ConfigError, SlideError, StorageError, TileGridError, WsiDinoError
-from wsi_dino.item_queue import Item, ItemQueue
+from wsi_dino.item_queue import Item, ItemQueue, LateItem
 from wsi_dino.pathology.contours import is_edited, write_contours
 from wsi_dino.pathology.discovery import SlideSource
 from wsi_dino.pathology.slide_tiler import TiledSlide, TileRequest, tile_slide
@@ -100,14 +100,15 @@ class _Job:
     ) -> None:
         self._run, self._request, self._progress = run, request, progress
         self._sources = {source.slide_id: source for source in sources}
-        with ThreadPoolExecutor(workers) as pool:
-            contents = pool.map(_content, sources)
-            self._contents = dict(zip(self._sources, contents, strict=True))
-        items = [Item(key, request.fingerprint_of(key, self._contents[key])) for key in self._sources]
+        self._contents = {key: cache(partial(_content, source)) for key, source in self._sources.items()}
+        items = [LateItem(key, partial(self._fingerprint, key)) for key in self._sources]
         costs = {source.slide_id: _size(source.path) for source in sources}
         self.queue = ItemQueue(run, STAGE, items, self._is_intact, costs=costs, is_divided=True)
         self._stop = threading.Event()
         self._fatal: list[BaseException] = []
+
+    def _fingerprint(self, key: str) -> str:
+        return self._request.fingerprint_of(key, self._contents[key]())
 
     def run_threads(self, count: int) -> None:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
@@ -170,7 +171,7 @@ class _Job:
                 f"{name}: {contours} was edited by hand and would be overwritten. Give --contours "
                 f"{contours.parent} to use it, or move it away to segment this slide again."
             )
-        tiled = tile_slide(source, self._request, self._contents[name])
+        tiled = tile_slide(source, self._request, self._contents[name]())
         if not is_given_in_place:
             write_contours(contours, tiled.placed.tissue)
         write_thumbnail(self._run.thumbnails / f"{name}.jpg", tiled.thumbnail)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from wsi_dino.encoders.executors import available_cores, single_threaded_pool
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.errors import EncoderError, StorageError, VolumeError, WsiDinoError
-from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
+from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue, LateItem
 from wsi_dino.provenance import as_storage_error
 from wsi_dino.radiology.ct_features import CtFeatures
 from wsi_dino.radiology.ct_slices import slice_images
@@ -102,7 +103,7 @@ def embed_volumes(
         StorageError: the disk is full or the run folder cannot be written; what is finished is kept.
     """
     by_id = {row.volume_id: row for row in rows}
-    items = [Item(row.volume_id, features.item_fingerprint(row)) for row in rows]
+    items = [LateItem(row.volume_id, partial(features.item_fingerprint, row)) for row in rows]
 
     def is_intact(item: Item, row: dict[str, Any]) -> bool:
         return features.is_intact(row, by_id[item.key], item.fingerprint, with_slices=with_slices)
