@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from wsi_dino.mil.tasks import Task
     from wsi_dino.run_folder import RunFolder
 
-_PANEL = "Adapting the encoder"
+PANEL = "Adapting the encoder"
 
 
 class AdaptMethod(StrEnum):
@@ -40,7 +40,7 @@ class AdaptLayers(StrEnum):
     both = "both"
 
 
-_option = partial(panel_option, _PANEL)
+_option = partial(panel_option, PANEL)
 
 
 AdaptOption = Annotated[
@@ -134,10 +134,11 @@ def make_adaptation(given: Mapping[str, Any], encoder: str, request: MilRequest)
     Raises:
         ConfigError, EncoderError: an option is wrong.
     """
+    from wsi_dino.encoders.base_encoder import BaseEncoder
     from wsi_dino.encoders.devices import resolve_device
     from wsi_dino.encoders.loading import check_choices
     from wsi_dino.encoders.registry import get_record
-    from wsi_dino.mil.adaptation import Adaptation, BaseEncoder
+    from wsi_dino.mil.adaptation import Adaptation
 
     spec, pooling = adapt_spec(given), given["pooling"]
     record = get_record(encoder, near=[path for path in (given["weights"], given["weights_dir"]) if path is not None])

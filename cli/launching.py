@@ -58,7 +58,10 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "launch": (LaunchOption, None),
     "shard": (ShardOption, ""),
 }
+_OF_STEPS = ("launcher", "launch_workers", "launch")
 _typed: list[str] = []
+_launchable: set[str] = set()
+_passed_on: list[str] = []
 
 
 def remember(arguments: Sequence[str]) -> None:
@@ -88,12 +91,7 @@ def launched(name: str, verb: Callable[..., Any], cores: Cores = Cores.shared) -
         verb: has the parameter ``run``, and works through item queues.
         cores: what workers on one machine do about its cores.
     """
-    hints = typing.get_type_hints(verb, include_extras=True)
-    own = [each.replace(annotation=hints[each.name]) for each in inspect.signature(verb).parameters.values()]
-    added = [
-        inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
-        for key, (kind, default) in _OPTIONS.items()
-    ]
+    _launchable.add(name)
 
     @functools.wraps(verb)
     def with_launcher(**given: Any) -> None:
@@ -109,9 +107,47 @@ def launched(name: str, verb: Callable[..., Any], cores: Cores = Cores.shared) -
         refuse_remote_run(given)
         return _launch(asked, Path(given["run"]), cores)
 
-    with_launcher.__signature__ = inspect.Signature([*own[:-1], *added, own[-1]])  # type: ignore[attr-defined]
-    with_launcher.__annotations__ = {**hints, **{key: kind for key, (kind, _) in _OPTIONS.items()}}
-    return with_launcher
+    return _with_options(with_launcher, verb, tuple(_OPTIONS))
+
+
+def launching_steps(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `verb`, which runs other commands, with the options of a launcher for those that can be launched."""
+
+    @functools.wraps(verb)
+    def with_launcher(**given: Any) -> None:
+        asked = {key: given.pop(key) for key in _OF_STEPS}
+        words = [] if asked["launcher"] is None else ["--launcher", str(asked["launcher"])]
+        for text in asked["launch"] or ():
+            words += ["--launch", text]
+        if asked["launch_workers"]:
+            words += ["--launch-workers", str(asked["launch_workers"])]
+        _passed_on[:] = words if asked["launcher"] is not None else []
+        try:
+            verb(**given)
+        finally:
+            _passed_on.clear()
+
+    return _with_options(with_launcher, verb, _OF_STEPS)
+
+
+def passed_on(words: Sequence[str]) -> list[str]:
+    """Return the words of a step as it is to be run: with the launcher of the command that runs it, if it takes one."""
+    can = any(list(words[: len(name.split())]) == name.split() for name in _launchable)
+    return [*words, *_passed_on] if can else list(words)
+
+
+def _with_options(wrapper: Callable[..., Any], verb: Callable[..., Any], keys: Sequence[str]) -> Callable[..., Any]:
+    """Return `wrapper` with the parameters of `verb`, and the options `keys` before the last."""
+    hints = typing.get_type_hints(verb, include_extras=True)
+    own = [each.replace(annotation=hints[each.name]) for each in inspect.signature(verb).parameters.values()]
+    options = {key: _OPTIONS[key] for key in keys}
+    added = [
+        inspect.Parameter(key, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+        for key, (kind, default) in options.items()
+    ]
+    wrapper.__signature__ = inspect.Signature([*own[:-1], *added, own[-1]])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {**hints, **{key: kind for key, (kind, _) in options.items()}}
+    return wrapper
 
 
 # this process works -----------------------------------------------------------------------------

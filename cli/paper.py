@@ -1,4 +1,4 @@
-"""`wsi-dino paper`: the published tables of the benchmark paper as data, and what does not fit together in them."""
+"""`wsi-dino paper`: the published tables of the benchmark paper as data, and as a document that runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.grouped_help import GroupedCommand
+from wsi_dino.cli.launching import launching_steps
 from wsi_dino.cli.options import JsonOption
+from wsi_dino.cli.paper_report import report as paper_report
+from wsi_dino.cli.paper_run import run as paper_run
 
 if TYPE_CHECKING:
     from wsi_dino.evaluation.published.anomalies import Anomaly, KnownFinding
@@ -23,14 +26,10 @@ def paper_app() -> typer.Typer:
     """Return the group of commands."""
     app = typer.Typer(
         name="paper", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
-        help="The benchmark paper's published tables as data: do they agree with themselves?",
+        help="The benchmark paper: do its tables agree with themselves, and what comes out here?",
     )  # fmt: skip
-
-    @app.callback()
-    def _group() -> None:
-        """Keep `verify` a command of its own though it is the only one."""
-
-    app.command("verify", cls=GroupedCommand, help=verify.__doc__)(verify)
+    for name, function in (("verify", verify), ("run", launching_steps(paper_run)), ("report", paper_report)):
+        app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
     return app
 
 

@@ -80,6 +80,16 @@ BootstrapOption = Annotated[
 ]
 
 
+PicturesOption = Annotated[
+    bool,
+    _option(
+        JUDGING, "--pictures/--no-pictures",
+        help="What the encoder is shown, patches and similarities in the report; it takes some encoding.  "
+        "[default: yes]",
+    ),
+]  # fmt: skip
+
+
 def dataset_metavar(holds: Holds) -> str:
     """Return what `--dataset` takes: the registered data sets, or a table."""
     from wsi_dino.radiology.datasets.reader import dataset_readers
@@ -234,3 +244,14 @@ def say_failures(reasons: Sequence[tuple[str, str]], listed_in: str) -> None:
         console.say(f"failed: {name}: {reason}")
     if len(reasons) > _SHOWN_FAILURES:
         console.say(f"failed: {len(reasons) - _SHOWN_FAILURES} more; {listed_in} lists all")
+
+
+def told_as_json(results: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return one result as it is, several under ``runs`` with their `table`.
+
+    Of one encoder and its adapted twin, the adapted one stands at the top too.
+    """
+    if len(results) == 1:
+        return dict(results[0])
+    top = results[1] if len(results) == 2 and "frozen" in results[1] else {}
+    return {**top, "runs": list(results), "table": list(table)}

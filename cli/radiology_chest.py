@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console, options, probe_options
+from wsi_dino.cli import console, options, probe_adapting, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
@@ -153,24 +153,27 @@ def chest_xray(
         int, _option(_JUDGING, "--zero-division", min=0, max=1, help="What 0/0 counts as.  [default: 0]")
     ] = 0,
     bootstrap: probe_options.BootstrapOption = 1000,
-    pictures: Annotated[
-        bool,
-        _option(
-            _JUDGING, "--pictures/--no-pictures",
-            help="Images, patches and similarities in the report; they take some encoding.  [default: yes]",
-        ),
-    ] = True,
+    pictures: probe_options.PicturesOption = True,
+    adapt: probe_adapting.AdaptOption = None,
+    adapt_epochs: probe_adapting.EpochsOption = None,
+    adapt_lr: probe_adapting.RateOption = None,
+    adapt_rank: probe_adapting.RankOption = None,
+    adapt_layers: probe_adapting.LayersOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Learn labels of radiographs from frozen features, and judge by every convention.
 
     Writes RUN/radiology/DATASET/ENCODER@SIZE/ with metrics.json, predictions.csv and report.html, features beside
-    them, and for several encoders or sizes the study: study.csv and auc-by-size.svg and .png. The same command goes
-    on where it was killed. Exit code 1 when an image could not be read.
+    them, and for several encoders or sizes the study: study.csv and auc-by-size.svg and .png. With --adapt lora
+    the encoder itself learns with them, fold by fold. The same command goes on where it was killed. Exit code 1 when
+    an image could not be read.
     """
     from wsi_dino.cli.radiology_chest_work import Asked, run_study
     from wsi_dino.run_folder import RunFolder
 
+    adapting = {"adapt": adapt, "adapt_epochs": adapt_epochs, "adapt_lr": adapt_lr, "adapt_rank": adapt_rank,
+                "adapt_layers": adapt_layers}  # fmt: skip
+    probe_adapting.check_adapt_options(adapting, adapter=adapter)
     settings = probe_options.probed_encoders(
         encoder, size, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
         random_weights=random_weights, precision=precision,
@@ -183,7 +186,7 @@ def chest_xray(
     images = _images(dataset, root, split, labels or [], skip_missing=missing == MissingPolicy.skip).limited(limit)
     view = {"aspect": aspect.value, "crop_fraction": crop_fraction, "intensity": intensity.value}
     spec, command = _spec(probe, judging, folds, seed), probe_options.typed_command()
-    asked = Asked(RunFolder(run), images, settings, view, spec, task, device, workers, command, pictures)
+    asked = Asked(RunFolder(run), images, settings, view, spec, task, device, workers, command, pictures, adapting)
     _say_images(images)
     results, failures = run_study(asked)
     folder = asked.folder
@@ -235,9 +238,7 @@ def _as_json(run: Path, results: Sequence[dict[str, Any]], folder: Path) -> dict
     from wsi_dino.evaluation.size_study import study_rows
 
     head = {"command": "radiology chest-xray", "run": str(run), "folder": str(folder)}
-    if len(results) == 1:
-        return {**head, **results[0]}
-    return {**head, "runs": list(results), "table": study_rows(results)}
+    return {**head, **probe_options.told_as_json(results, study_rows(results))}
 
 
 def _print(results: Sequence[dict[str, Any]], folder: Path) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from wsi_dino.cli import console, options, probe_options
+from wsi_dino import share
+from wsi_dino.cli import console, options, probe_adapting, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
@@ -164,17 +165,28 @@ def ct(
     threshold: probe_options.ThresholdOption = "youden-on-validation",
     optimistic: probe_options.OptimisticOption = False,
     bootstrap: probe_options.BootstrapOption = 1000,
+    pictures: probe_options.PicturesOption = True,
+    adapt: probe_adapting.AdaptOption = None,
+    adapt_slices: probe_adapting.SlicesOption = None,
+    adapt_epochs: probe_adapting.EpochsOption = None,
+    adapt_lr: probe_adapting.RateOption = None,
+    adapt_rank: probe_adapting.RankOption = None,
+    adapt_layers: probe_adapting.LayersOption = None,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Learn labels of CT volumes from frozen features of all their slices.
 
     Writes RUN/radiology/DATASET/ENCODER@SIZE-WINDOW-POOL-PROBE/ with metrics.json, predictions.csv, report.html and
-    volumes.csv, and features beside them. The same command goes on where it was killed; several may share a run.
-    Exit code 1 when a volume could not be used; the others are judged.
+    volumes.csv, and features beside them. With --adapt lora the encoder itself learns with them, fold by fold. The
+    same command goes on where it was killed; several may share a run. Exit code 1 when a volume could not be used;
+    the others are judged.
     """
     from wsi_dino.cli.radiology_ct_work import CtAsked, run_ct
     from wsi_dino.run_folder import RunFolder
 
+    adapting = {"adapt": adapt, "adapt_slices": adapt_slices, "adapt_epochs": adapt_epochs, "adapt_lr": adapt_lr,
+                "adapt_rank": adapt_rank, "adapt_layers": adapt_layers}  # fmt: skip
+    probe_adapting.check_adapt_options(adapting, adapter=adapter, shard=_lone_part())
     knn = {"ks": tuple(dict.fromkeys(k or ())), "metrics": tuple(dict.fromkeys(m.value for m in metric or ())),
            "weightings": tuple(dict.fromkeys(w.value for w in weighting or ()))}  # fmt: skip
     judging = {"threshold": threshold, "optimistic": optimistic, "n_resamples": bootstrap, "seed": seed}
@@ -195,6 +207,8 @@ def ct(
         workers=workers,
         readers=readers,
         command=probe_options.typed_command(),
+        with_pictures=pictures,
+        adapting=adapting,
     )  # fmt: skip
     _say_table(asked.table)
     _report(asked, *run_ct(asked), as_json=as_json)
@@ -227,6 +241,12 @@ def _table(
     return settle_missing(read_volumes(dataset, root, request), skip=skip_missing)
 
 
+def _lone_part() -> str:
+    """Return this process's part as typed, if it does not help the others; one that does stops before it adapts."""
+    mine = share.current()
+    return "" if mine is None or mine.helps else str(mine)
+
+
 def _say_table(table: VolumeTable) -> None:
     patients = len({row.patient_id for row in table.rows})
     console.say(f"{table.name}: {len(table.rows)} volumes, {patients} patients, {len(table.label_names)} labels")
@@ -247,8 +267,8 @@ def _report(asked: CtAsked, results: list[dict[str, Any]], n_failed: int, *, as_
 
     head = {"command": "radiology ct", "run": str(asked.run.path), "folder": str(asked.folder)}
     if as_json:
-        several = {"runs": results, "table": [_row(result) for result in results if "labels" in result]}
-        console.print_json({**head, **(results[0] if len(results) == 1 else several)})
+        table = [_row(result) for result in results if "labels" in result]
+        console.print_json({**head, **probe_options.told_as_json(results, table)})
     else:
         print_results(results, asked.folder)
     console.leave(n_failed)

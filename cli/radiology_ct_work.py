@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_dino import share
 from wsi_dino.cli import console
+from wsi_dino.cli.probe_adapting import adapt_request
 from wsi_dino.cli.probe_options import print_labels, say_failures
 
 if TYPE_CHECKING:
     from wsi_dino.cli.probe_options import ProbedEncoder
     from wsi_dino.encoders.encoder import Encoder
+    from wsi_dino.radiology.adapt_request import AdaptRequest
     from wsi_dino.radiology.ct_embedding import CtEmbedOutcome
-    from wsi_dino.radiology.ct_features import CtFeatures
     from wsi_dino.radiology.ct_folds import CtSpec, ProbedFolds
     from wsi_dino.radiology.ct_slices import SliceSpec
+    from wsi_dino.radiology.ct_task import CtTask
     from wsi_dino.radiology.datasets.volume_row import VolumeTable
     from wsi_dino.run_folder import RunFolder
 
@@ -42,6 +44,8 @@ class CtAsked:
         workers: threads of the encoder.
         readers: threads that decode volumes.
         command: as typed, for the report.
+        with_pictures: show slices, patches and similarities in the report.
+        adapting: ``--adapt`` and its options as typed.
     """
 
     run: RunFolder
@@ -54,6 +58,8 @@ class CtAsked:
     workers: int
     readers: int
     command: str
+    with_pictures: bool = True
+    adapting: Mapping[str, Any] = field(default_factory=lambda: {"adapt": None})
 
     @property
     def folder(self) -> Path:
@@ -69,12 +75,13 @@ def run_ct(asked: CtAsked) -> tuple[list[dict[str, Any]], int]:
     A window that makes no sense is refused before anything is computed.
     """
     view = _view(asked.view)
-    plan = [(encoder, side) for encoder in asked.encoders for side in encoder.sides]
-    results, failed = [], set()
-    for encoder, side in plan:
+    plan = [(encoder, side, _adaptation(asked, encoder, side)) for encoder in asked.encoders for side in encoder.sides]
+    results: list[dict[str, Any]] = []
+    failed: set[str] = set()
+    for encoder, side, adaptation in plan:
         console.say(f"{encoder.name} at {side} px")
-        result, reasons = _one(asked, encoder.settings, side, view)
-        results.append(result)
+        made, reasons = _one(asked, encoder.settings, side, view, adaptation)
+        results += made
         failed |= set(reasons)
     return results, len(failed)
 
@@ -87,12 +94,20 @@ def _view(view: Mapping[str, str]) -> SliceSpec:
     return SliceSpec.model_validate(dict(view))
 
 
+def _adaptation(asked: CtAsked, encoder: ProbedEncoder, side: int) -> AdaptRequest | None:
+    return adapt_request(
+        asked.adapting, encoder, side, device=asked.device, workers=asked.workers, seed=asked.spec.seed, batch_bags=4
+    )
+
+
 def _one(
-    asked: CtAsked, settings: Mapping[str, Any], side: int, view: SliceSpec
-) -> tuple[dict[str, Any], dict[str, str]]:
+    asked: CtAsked, settings: Mapping[str, Any], side: int, view: SliceSpec, adaptation: AdaptRequest | None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return what a shard did, or the figures of the frozen encoder and those of the adapted one."""
     from wsi_dino.encoders.loading import load_encoder
     from wsi_dino.radiology.ct_embedding import embed_volumes
     from wsi_dino.radiology.ct_features import CtFeatures
+    from wsi_dino.radiology.ct_task import CtTask
 
     arguments = {**settings, "input_px": side}
     encoder = load_encoder(**arguments, device=asked.device, workers=asked.workers)
@@ -106,8 +121,15 @@ def _one(
     _say(outcome)
     reasons = {str(row["volume_id"]): str(row["reason"]) for row in outcome.failed}
     if share.current() is not None:
-        return _shard_result(outcome), reasons
-    return _judged(asked, features, encoder, outcome), reasons
+        return [_shard_result(outcome)], reasons
+    volumes = {str(row["volume_id"]): row for row in outcome.rows}
+    frozen = CtTask(asked.table, features, volumes, asked.spec, asked.task, adapter=encoder.adapter)
+    results = [_judged(asked, frozen, encoder, outcome)]
+    if adaptation is not None:
+        from wsi_dino.radiology.ct_adapted import adapt_volumes
+
+        results.append(_judged(asked, *adapt_volumes(frozen, adaptation, readers=asked.readers), outcome))
+    return results, reasons
 
 
 def _shard_result(outcome: CtEmbedOutcome) -> dict[str, Any]:
@@ -120,16 +142,16 @@ def _shard_result(outcome: CtEmbedOutcome) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _judged(asked: CtAsked, features: CtFeatures, encoder: Encoder, outcome: CtEmbedOutcome) -> dict[str, Any]:
+def _judged(asked: CtAsked, task: CtTask, encoder: Encoder, outcome: CtEmbedOutcome) -> dict[str, Any]:
     from wsi_dino.radiology.ct_page import render_ct_page
     from wsi_dino.radiology.ct_pictures import ct_pictures
-    from wsi_dino.radiology.ct_task import CtTask, judge_volumes
+    from wsi_dino.radiology.ct_task import judge_volumes
 
-    task = CtTask(asked.table, features, {str(row["volume_id"]): row for row in outcome.rows}, asked.spec, asked.task)
-    features.run.write_table(task.folder / "volumes.csv", outcome.rows, _VOLUME_COLUMNS)
+    asked.run.write_table(task.folder / "volumes.csv", outcome.rows, _VOLUME_COLUMNS)
 
     def render(metrics: Mapping[str, Any], probed: ProbedFolds) -> str:
-        return render_ct_page(metrics, probed, ct_pictures(task.used, features.spec, encoder), asked.command)
+        pictures = ct_pictures(task, encoder, metrics, probed.folds) if asked.with_pictures else ()
+        return render_ct_page(metrics, probed, pictures, asked.command)
 
     return judge_volumes(task, render)
 

@@ -23,12 +23,13 @@ from toy_features import write_labels
 
 from wsi_dino.encoders.adapt import Adapted, AdaptSpec
 from wsi_dino.encoders.adapter import read_adapter
+from wsi_dino.encoders.base_encoder import BaseEncoder
 from wsi_dino.encoders.registry import get_record
 from wsi_dino.evaluation.cohort import Cohort, CohortRow
 from wsi_dino.evaluation.split import make_folds
 from wsi_dino.feature_file import read_provenance
 from wsi_dino.mil import adaptation
-from wsi_dino.mil.adaptation import Adaptation, BaseEncoder, adapter_item, learn_adapter
+from wsi_dino.mil.adaptation import Adaptation, adapter_item, learn_adapter
 from wsi_dino.mil.training import TrainingSpec
 from wsi_dino.pathology.synthetic import write_pyramid
 from wsi_dino.run_folder import RunFolder

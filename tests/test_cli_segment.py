@@ -194,6 +194,10 @@ def test_autopet_gives_false_volumes_by_patient(tmp_path: Path, channels: str) -
     assert "patients" in metrics["protocol"]["split"]
     assert metrics["protocol"]["training"]["warmup_epochs"] == 1
     assert [failure["case_id"].split("_")[1] for failure in metrics["failures"]] == ["3d"]
+    assert metrics["published"][0]["table"] == "Table 10"
+    page = (tmp_path / metrics["folder"] / "report.html").read_text()
+    assert "unit not stated" in page, "the paper's HD95"
+    assert page.count('the slice"') == len(metrics["channels"]), "each channel alone; late never joins them"
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import run_command
-from toy_volumes import make_autopet, make_hecktor, make_msd
+from toy_volumes import drawn_case, make_autopet, make_hecktor, make_msd, write_volume
 
+from wsi_dino.segmentation.case_reading import read_case
 from wsi_dino.segmentation.scores import CONVENTIONS
 
 _PAGE = (Path(__file__).resolve().parent.parent / "docs" / "segmentation.md").read_text(encoding="utf-8")
@@ -47,6 +49,19 @@ def test_the_commands_of_the_page_run_in_their_order(tmp_path: Path) -> None:
         ran = run_command(tmp_path, *_in_small(words))
         assert ran.code == 0, f"{words}: {ran.stdout}{ran.stderr}"
     assert len(list((tmp_path / "labels").glob("*.nii.gz"))) == 6
+
+
+def test_the_example_of_a_dataset_opens_its_folder(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", _PAGE, re.DOTALL)
+    made: dict[str, Any] = {}
+    exec(compile(block, "docs/segmentation.md", "exec"), made)
+    for number in (1, 2, 3):
+        image, labels = drawn_case(number)
+        write_volume(tmp_path / "images" / f"p{number}_a.nii.gz", image)
+        write_volume(tmp_path / "labels" / f"p{number}_a.nii.gz", (labels == 1).astype("uint8"))
+    dataset = made["OPENERS"]["mine"](tmp_path)
+    assert [case.patient_id for case in dataset.cases] == ["p1", "p2", "p3"]
+    assert set(read_case(dataset.cases[0], dataset).labels.ravel()) == {0, 1}
 
 
 def test_the_page_names_every_convention() -> None:

@@ -40,11 +40,12 @@ _ALLOWED: dict[str, set[str]] = {
     "file_check": set(),
     "run_check": _FOUNDATION | _RUN | _LOWER | {"file_check", "pathology", "mil"},
     "install_check": _LOWER | {"pathology"},
+    "paper": _FOUNDATION | _RUN | _LOWER | {"pathology", "segmentation"},
     "cli": _FOUNDATION
     | _RUN
     | _LOWER
     | {"pathology", "mil", "radiology", "segmentation", "volumes"}
-    | {"file_check", "run_check", "install_check", "configs"},
+    | {"file_check", "run_check", "install_check", "configs", "paper"},
 }
 _HEAVY = ("torch", "torchvision", "timm", "pandas", "sklearn", "cv2", "matplotlib", "lifelines", "scipy", "tiatoolbox")
 _HEAVY += ("nibabel", "pydicom", "SimpleITK")
@@ -120,6 +121,7 @@ print("LOADED", *sorted(name for name in {heavy!r} if name in sys.modules))
         ["mil", "--help"],
         ["radiology", "ct", "--help"],
         ["radiology", "segment", "--help"],
+        ["paper", "run", "--help"],
     ],
 )
 def test_help_loads_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,11 @@ import pytest
 from toy_volumes import drawn_case, make_autopet, make_hecktor, make_msd, ramp, write_volume
 
 from wsi_dino.errors import ConfigError, SplitError, VolumeError
+from wsi_dino.evaluation.published.volume_tables import volume_tables
 from wsi_dino.segmentation.case import Case, Channel, ChannelFile, SegmentationDataset
 from wsi_dino.segmentation.case_reading import read_case
 from wsi_dino.segmentation.datasets.msd import TASKS
-from wsi_dino.segmentation.datasets.opening import open_dataset
+from wsi_dino.segmentation.datasets.opening import dataset_openers, open_dataset
 from wsi_dino.segmentation.folds import default_scheme, make_folds
 from wsi_dino.segmentation.grey import as_grey
 from wsi_dino.segmentation.nnunet_export import export_nnunet
@@ -83,6 +86,34 @@ def test_autopet_says_which_file_a_study_lacks(tmp_path: Path) -> None:
     assert [case.patient_id for case in broken] == ["PETCT_3d"]
     with pytest.raises(VolumeError, match=r"SUV\.nii\.gz is not there"):
         read_case(broken[0], dataset)
+
+
+def _make_exported(root: Path) -> Path:
+    dataset = open_dataset("msd-task04", make_msd(root, n_cases=4))
+    return export_nnunet(dataset, make_folds(dataset.cases, 2, "kfold"), root / "Dataset504_Balls").folder
+
+
+# a small copy of every registered dataset: a new one needs one, too
+_COPIES: dict[str, Callable[[Path], Path]] = {
+    **{task: partial(make_msd, folder=known.folder, n_cases=4) for task, known in TASKS.items()},
+    "autopet2": make_autopet,
+    "hecktor2022": make_hecktor,
+    "nnunet": _make_exported,
+}
+
+
+@pytest.mark.parametrize("name", dataset_openers())
+def test_every_dataset_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    dataset = open_dataset(name, _COPIES[name](tmp_path))
+    ids = [case.case_id for case in dataset.cases]
+    assert ids == sorted(set(ids))
+    assert 0 not in dataset.classes
+    assert all(len(case.images) == len(dataset.channels) and case.label for case in dataset.cases)
+    assert make_folds(dataset.cases, 2, default_scheme(dataset))
+    assert name in (dataset.name, "nnunet")
+    assert bool(volume_tables(dataset.published)) == (name != "nnunet"), "the paper's own rows, where it has some"
+    read = next(read_case(case, dataset) for case in dataset.cases if not case.problem)
+    assert {channel.shape for channel in read.channels} == {read.labels.shape}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -56,7 +56,8 @@ class RadiologyPage:
 
     Attributes:
         metrics: the content of metrics.json: ``labels``, ``summary``, ``conventions``, ``check``, ``protocol``,
-            ``images``, ``notes``, ``paper_like`` (or None), ``dataset``, ``encoder``, and what `facts` are told.
+            ``images``, ``notes``, ``paper_like`` and ``frozen`` (or None), ``dataset``, ``encoder``, and what `facts`
+            are told.
         folds: scores of the test images.
         unit: what a row of the table is: images or volumes.
         facts: what else there is to say, in order.
@@ -113,6 +114,7 @@ def _context(page: RadiologyPage) -> dict[str, Any]:
         "rare_note": "",
         "policy": metrics["protocol"]["evaluation"]["threshold"],
         "protocol": metrics["protocol"],
+        "frozen": _beside_frozen(metrics),
         "paper_like": metrics.get("paper_like"),
         "published": published_section(str(metrics["dataset"])),
         "facts": list((page.facts or {}).items()),
@@ -164,6 +166,25 @@ def _row(name: str, label: Mapping[str, Any], check: Mapping[str, Any]) -> dict[
         "prevalence": label["prevalence"],
         "figures": [_figure(figures[kind]) for kind in _FIGURES],
     }
+
+
+def _beside_frozen(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the rows of an adapted encoder beside the frozen one."""
+    frozen = metrics.get("frozen")
+    if frozen is None:
+        return None
+    difference, summary = frozen["adapted_less_frozen"], frozen["summary"]
+    rows = [
+        {"name": name, "is_mean": False,
+         "figures": [label["auc"], frozen["labels"][name]["auc"], difference["labels"][name]]}
+        for name, label in metrics["labels"].items()
+    ]  # fmt: skip
+    rows += [
+        {"name": f"mean ({name})", "is_mean": True,
+         "figures": [metrics["summary"][name], summary[name], difference[name]]}
+        for name in ("auc_macro", "auc_macro_frequent")
+    ]  # fmt: skip
+    return {"encoder": frozen["encoder"], "rows": [{**row, "figures": [*map(_figure, row["figures"])]} for row in rows]}
 
 
 def _totals(summary: Mapping[str, Any], check: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -25,9 +23,9 @@ from wsi_dino.encoders.adapter import (
     fold_adapter_name,
     save_adapter,
 )
+from wsi_dino.encoders.base_encoder import BaseEncoder
 from wsi_dino.encoders.encoder import Encoder
-from wsi_dino.encoders.loading import LoadedBackbone, load_backbone, load_encoder
-from wsi_dino.encoders.record import EncoderSpec, Pooling
+from wsi_dino.encoders.read_ahead import read_ahead
 from wsi_dino.errors import SlideError, TileGridError
 from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import Fold
@@ -36,9 +34,6 @@ from wsi_dino.mil.mil_model import MilModel
 from wsi_dino.mil.training import TrainingSpec, build_model
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import safe_name
-
-_READERS = 4
-_SLIDES_AHEAD = 6
 
 
 class SlideTiles(Protocol):
@@ -61,57 +56,6 @@ class SlideTiles(Protocol):
 
     def embed(self, encoder: Encoder, slide_ids: Collection[str], title: str) -> Mapping[str, str]:
         """Write the features of slides to the run; return the slides that failed, and why."""
-
-
-@dataclass(frozen=True)
-class BaseEncoder:
-    """The encoder that is adapted, and where its weights come from: see `loading.load_encoder`.
-
-    Attributes:
-        record: of the encoder.
-        tile_precision: number format when the slides are embedded, and of the products in training.
-    """
-
-    record: EncoderSpec
-    pooling: str | None = None
-    input_px: int | None = None
-    weights: Path | None = None
-    weights_dir: Path | None = None
-    random_weights: int | None = None
-    device: str = "cpu"
-    tile_precision: str = "auto"
-    workers: int = 0
-
-    @property
-    def name(self) -> str:
-        """The encoder's name."""
-        return self.record.name
-
-    @property
-    def chosen_pooling(self) -> Pooling:
-        """The pooling asked for, else the record's."""
-        asked = self.pooling or self.record.pooling
-        return next(known for known in self.record.poolings if known == asked)
-
-    @property
-    def chosen_px(self) -> int:
-        """The side asked for, else the record's."""
-        return self.input_px or self.record.input_px
-
-    def load(self) -> LoadedBackbone:
-        """Return the network as it is trained."""
-        loaded = load_backbone(
-            self.record, weights=self.weights, weights_dir=self.weights_dir, random_weights=self.random_weights
-        )
-        loaded.backbone.require_pooling(self.chosen_pooling)
-        return loaded
-
-    def load_adapted(self, adapter: Path) -> Encoder:
-        """Return the encoder with an adapter merged into it, ready to embed."""
-        return load_encoder(
-            self.name, device=self.device, precision=self.tile_precision, weights=self.weights,
-            weights_dir=self.weights_dir, random_weights=self.random_weights, workers=self.workers, adapter=adapter,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -252,7 +196,7 @@ def _material(
             (one, draw_tiles(int(rows[one]["tiles"]), adaptation.n_tiles, fingerprint(seed, subset, epoch, one)))
             for one in order
         ]
-        for slide_id, images in read_ahead(tiles, chosen):
+        for (slide_id, _), images in read_ahead(lambda one: _read(tiles, *one), chosen):
             yield Bag(images, labels[slide_id], float(weights[labels[slide_id]]))
 
     def training(epoch: int) -> Iterator[Bag]:
@@ -282,31 +226,9 @@ def draw_tiles(n_tiles: int, wanted: int, seed: str) -> list[int]:
     return sorted(int(index) for index in chosen)
 
 
-def read_ahead(tiles: SlideTiles, wanted: Sequence[tuple[str, Sequence[int]]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the tiles of each slide in order, while the next slides are being read.
-
-    Raises:
-        SlideError: a slide cannot be read; it is named.
-    """
-    waiting: deque[tuple[str, Future[np.ndarray]]] = deque()
-    todo = iter(wanted)
-    with ThreadPoolExecutor(_READERS, "adapt-read") as pool:
-        try:
-            while True:
-                while len(waiting) < _SLIDES_AHEAD and (one := next(todo, None)) is not None:
-                    waiting.append((one[0], pool.submit(tiles.read, *one)))
-                if not waiting:
-                    return
-                slide_id, future = waiting.popleft()
-                yield slide_id, _read(slide_id, future)
-        finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _read(slide_id: str, future: Future[np.ndarray]) -> np.ndarray:
+def _read(tiles: SlideTiles, slide_id: str, indices: Sequence[int]) -> np.ndarray:
     try:
-        return future.result()
+        return tiles.read(slide_id, indices)
     except (SlideError, TileGridError) as error:
         raise SlideError(
             f"Adapting the encoder on slide {slide_id}: {error}\nEmpty its cell in the label table to go on without it."

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from wsi_dino.encoders.adapt import AdaptedNetwork, training_precision
+from wsi_dino.encoders.adapt_cost import duration_in_words, measured_passes
 from wsi_dino.encoders.adapter import fold_adapter_name, read_adapter
-from wsi_dino.encoders.lora import add_adapter
+from wsi_dino.encoders.backbone import Backbone
 from wsi_dino.errors import CohortError, ConfigError, WsiDinoError
 from wsi_dino.evaluation.cohort import Cohort
 from wsi_dino.evaluation.split import Split
@@ -287,25 +284,11 @@ def _slides_an_epoch(planned: AdaptedTask, number: int) -> int:
     return len(planned.cohort.slides_of((*fold.train, *fold.val)))
 
 
-def _measure(planned: AdaptedTask, backbone: Any) -> tuple[float, float]:
-    """Return seconds a tile of a training pass and of a forward pass, measured on a few tiles."""
-    base, spec = planned.adaptation.base, planned.adaptation.spec
-    record, slide_id = base.record, planned.cohort.slide_ids[0]
-    add_adapter(backbone, record, spec.adapter)
-    precision = training_precision(spec.precision, base.device, record)
-    network = AdaptedNetwork(backbone, record, base.chosen_pooling, base.chosen_px, base.device, precision)
+def _measure(planned: AdaptedTask, backbone: Backbone) -> tuple[float, float]:
+    slide_id = planned.cohort.slide_ids[0]
     n_tiles = min(_MEASURED_TILES, int(planned.tiles.rows()[slide_id]["tiles"]))
     images = planned.tiles.read(slide_id, range(n_tiles))
-    taken = []
-    for learning in (True, True, False):  # the first is for warming up
-        begun = time.perf_counter()
-        with torch.set_grad_enabled(learning):
-            total = network.vectors(images).sum()
-            if learning:
-                torch.autograd.backward(total)
-        float(total.detach())  # waits for an accelerator
-        taken.append((time.perf_counter() - begun) / n_tiles)
-    return taken[1], taken[2]
+    return measured_passes(planned.adaptation.base, backbone, planned.adaptation.spec, images)
 
 
 def _cost_in_words(planned: AdaptedTask, n_missing: int, rates: tuple[float, float]) -> str:
@@ -319,20 +302,9 @@ def _cost_in_words(planned: AdaptedTask, n_missing: int, rates: tuple[float, flo
         f"{n_missing} of {n_folds} folds learn from {adaptation.n_tiles} tiles of up to {slides} slides in at most "
         f"{adaptation.spec.epochs} epochs, at most {passes:,} tiles forward and back; then each of {n_folds} folds "
         f"embeds {n_tiles:,} tiles with its own encoder, less what is done already.\n"
-        f"Estimated from {_MEASURED_TILES} tiles on {adaptation.base.device}: up to {_duration(seconds[0])} for "
-        f"learning and about {_duration(seconds[1])} for embedding, besides reading slides."
+        f"Estimated from {_MEASURED_TILES} tiles on {adaptation.base.device}: up to {duration_in_words(seconds[0])} "
+        f"for learning and about {duration_in_words(seconds[1])} for embedding, besides reading slides."
     )
-
-
-def _duration(seconds: float) -> str:
-    """Say a time in round words.
-
-    Examples:
-        >>> _duration(42), _duration(600), _duration(9000)
-        ('1 min', '10 min', '2.5 h')
-    """
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
 
 
 # what is told ---------------------------------------------------------------------------------

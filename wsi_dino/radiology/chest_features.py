@@ -57,6 +57,7 @@ class ChestFeatures:
     Attributes:
         features: float32 ``(n, embed_dim)``.
         rows: int64 ``(n,)``, which row of the image set each is.
+        contents: ``(n,)`` hashes of the files.
         failures: reason by image id, in the order of the set.
         n_encoded: images that went through the encoder in this call.
         seconds: of the whole call.
@@ -65,6 +66,7 @@ class ChestFeatures:
 
     features: np.ndarray
     rows: np.ndarray
+    contents: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
     n_encoded: int = 0
     seconds: float = 0.0
@@ -127,7 +129,9 @@ def embed_images(
     rows = np.array([pairs[position][0] for position in known], np.int64)
     failures = _failures(images, maker.failures, set(rows.tolist()))
     seconds = time.perf_counter() - begun
-    return ChestFeatures(features, rows, failures, maker.n_encoded, seconds, shards.folder)
+    places = [shards.find(images.root, files[position]) for position in known.tolist()]
+    contents = tuple(place.sha256 for place in places if place is not None)
+    return ChestFeatures(features, rows, contents, failures, maker.n_encoded, seconds, shards.folder)
 
 
 def _failures(images: ImageSet, reasons: dict[str, str], done: set[int]) -> dict[str, str]:

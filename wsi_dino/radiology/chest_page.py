@@ -7,6 +7,7 @@ from typing import Any
 
 from wsi_dino.evaluation.label_evaluation import FoldScores
 from wsi_dino.evaluation.radiology_report import PagePicture, RadiologyPage, render_radiology
+from wsi_dino.radiology.adapted_files import adaptation_facts
 
 
 def render_chest_page(
@@ -31,6 +32,7 @@ def _facts(metrics: Mapping[str, Any]) -> dict[str, str]:
         "shown to the encoder": protocol["view_in_words"],
         "encoder": f"{metrics['encoder']}, {made['embed_dim']} features, token: {protocol['token']}, "
         f"weights {made['weights_sha256'][:16]} ({made['weights_source']}), {made['precision']}",
+        **adaptation_facts(protocol["adaptation"]),
         "linear probe": ", ".join(f"{key} {value}" for key, value in probe.items()),
         "logistic regression": f"strengths {check['c_values']}, chosen on validation: {metrics['check']['c']}",
         "thresholds": f"label by label, {evaluation['threshold']}; fixed is {evaluation['fixed_threshold']:g}",

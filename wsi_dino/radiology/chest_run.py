@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from wsi_dino.encoders.adapter import Adapter
 from wsi_dino.errors import SplitError
 from wsi_dino.evaluation.label_evaluation import EvaluationSpec, FoldScores, evaluate_labels
 from wsi_dino.evaluation.label_folds import FoldRows, make_label_folds, rows_of_folds, split_of_subsets
 from wsi_dino.evaluation.linear_probe import LinearModel, LinearProbeSpec, LogisticSpec
 from wsi_dino.evaluation.paper_like import paper_like
-from wsi_dino.evaluation.probing import probe_folds
+from wsi_dino.evaluation.probing import ProbeSpec, probe_folds
 from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.provenance import file_sha256, fingerprint, write_json_atomically, write_text_atomically
+from wsi_dino.radiology.adapted_files import SUFFIX, identity_of_all, require_unseen, tested_rows
+from wsi_dino.radiology.beside_frozen import beside_frozen, note_beside_frozen
 from wsi_dino.radiology.chest_features import ChestFeatures, ImageEncoder
 from wsi_dino.radiology.chest_image import ChestView
 from wsi_dino.radiology.datasets.image_set import ImageSet
@@ -55,6 +58,25 @@ class ChestSpec(BaseModel):
 
 
 @dataclass(frozen=True)
+class AdaptedImages:
+    """What the encoders gave that were adapted to each fold.
+
+    Attributes:
+        features: float32 ``(n_used, embed_dim)`` of all used images, one array a fold.
+        identities: of the encoder of each fold.
+        adapters: of each fold.
+        told: what `protocol` says of them.
+        encoder: that of the first fold, for pictures.
+    """
+
+    features: tuple[np.ndarray, ...]
+    identities: tuple[dict[str, Any], ...]
+    adapters: tuple[Adapter, ...]
+    told: dict[str, Any]
+    encoder: Any
+
+
+@dataclass(frozen=True)
 class Combination:
     """One encoder at one size on one data set.
 
@@ -62,8 +84,9 @@ class Combination:
         images: those that `features` are of, and those that failed.
         encoder: its record and identity are told.
         view: what it was shown.
-        features: of the images that could be read.
+        features: of the images that could be read, by the frozen encoder.
         task: name of a folder for these labels, or "".
+        adapted: features by encoders adapted to each fold, which are judged instead.
     """
 
     images: ImageSet
@@ -71,13 +94,35 @@ class Combination:
     view: ChestView
     features: ChestFeatures
     task: str = ""
+    adapted: AdaptedImages | None = None
+
+    @property
+    def used(self) -> ImageSet:
+        """The images that could be read."""
+        return self.images.only(self.features.rows.tolist())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Of the encoder, or of those of all folds together."""
+        own = self.encoder.identity()
+        return own if self.adapted is None else identity_of_all(self.adapted.identities, self.encoder.spec.name)
+
+    @property
+    def shown_encoder(self) -> Any:
+        """The encoder whose patches are shown: of the first fold, where there is one for each."""
+        return self.encoder if self.adapted is None else self.adapted.encoder
 
     @property
     def name(self) -> str:
         """Of the folder of its results; that of an untrained network says so."""
         seed = self.encoder.identity().get("random_weights")
         untrained = "" if seed is None else f"-random-{seed}"
-        return f"{safe_name(self.encoder.spec.name)}@{self.view.size_px}{untrained}"
+        return f"{safe_name(self.encoder_name)}@{self.view.size_px}{untrained}"
+
+    @property
+    def encoder_name(self) -> str:
+        """As results tell it."""
+        return self.encoder.spec.name + ("" if self.adapted is None else SUFFIX)
 
     def folder(self, run: RunFolder) -> Path:
         """Return where its results lie."""
@@ -115,9 +160,9 @@ def judge(
         SplitError: folds cannot be made, or a patient stands on two sides.
         StorageError: the disk is full or the run cannot be written.
     """
-    folder = combination.folder(run)
-    used = combination.images.only(combination.features.rows.tolist())
-    split = _split(used, spec)
+    folder, used = combination.folder(run), combination.used
+    split = split_of(used, spec)
+    _require_unseen(combination, used, rows_of_folds(split, used.patient_ids))
     mark = _fingerprint(combination, used, split, spec)
     stage = f"chest-xray-{combination.images.name}-{combination.task}"
     queue = ItemQueue(run, stage, [Item(combination.name, mark)], lambda item, row: results_are_intact(folder, row))
@@ -146,16 +191,33 @@ def results_are_intact(folder: Path, row: Mapping[str, Any]) -> bool:
     )
 
 
-def _split(used: ImageSet, spec: ChestSpec) -> Split:
+def _require_unseen(combination: Combination, used: ImageSet, rows: Sequence[FoldRows]) -> None:
+    """No tested image may have been learnt from by an adapter: said by the files, not by the plan."""
+    contents, adapted = combination.features.contents, combination.adapted
+    if adapted is None:
+        given = getattr(combination.encoder, "adapter", None)
+        require_unseen(given, used.image_ids, contents, tested_rows(rows))
+        return
+    for adapter, fold in zip(adapted.adapters, rows, strict=True):
+        require_unseen(adapter, used.image_ids, contents, fold.test)
+
+
+def split_of(used: ImageSet, spec: ChestSpec) -> Split:
+    """Return the data set's own split, or folds by patient.
+
+    Raises:
+        SplitError: folds cannot be made, or a patient stands on two sides.
+    """
     if used.subsets is None:
         return make_label_folds(used.patient_ids, used.targets, spec.n_folds, spec.seed)
     return split_of_subsets(used.patient_ids, used.subsets, used.targets, spec.seed, used.scheme)
 
 
 def _fingerprint(combination: Combination, used: ImageSet, split: Split, spec: ChestSpec) -> str:
-    features = np.ascontiguousarray(combination.features.features)
-    parts = [hashlib.sha256(data).hexdigest() for data in (features.data, np.ascontiguousarray(used.targets).data)]
-    identity = combination.encoder.identity()
+    adapted = () if combination.adapted is None else combination.adapted.features
+    arrays = (combination.features.features, used.targets, *adapted)
+    parts = [hashlib.sha256(np.ascontiguousarray(array).data).hexdigest() for array in arrays]
+    identity = combination.identity
     told = [used.image_ids, used.patient_ids, used.label_names, used.remarks, combination.features.failures]
     return fingerprint(_FORMAT, parts, told, split.fingerprint, spec, combination.view, identity, versions())
 
@@ -166,15 +228,22 @@ _Judged = tuple[dict[str, Any], list[FoldScores], list[LinearModel]]
 def _judged(combination: Combination, used: ImageSet, split: Split, spec: ChestSpec, mark: str) -> _Judged:
     rows = rows_of_folds(split, used.patient_ids)
     targets = used.targets.astype(np.float64)
-    data = (combination.features.features, targets, used.patient_ids, rows)
-    folds, models = probe_folds(*data, spec.probe)
-    check_folds, check_models = probe_folds(*data, spec.check)
+    frozen = (combination.features.features,) * len(rows)
+    features = frozen if combination.adapted is None else combination.adapted.features
+
+    def probed(of_fold: Sequence[np.ndarray], model: ProbeSpec) -> tuple[list[FoldScores], list[LinearModel]]:
+        made = [probe_folds(each, targets, used.patient_ids, [fold], model)
+                for each, fold in zip(of_fold, rows, strict=True)]  # fmt: skip
+        return [scored[0] for scored, _ in made], [models[0] for _, models in made]
+
+    folds, models = probed(features, spec.probe)
+    check_folds, check_models = probed(features, spec.check)
     figures = evaluate_labels(folds, used.label_names, spec.evaluation)
     check = evaluate_labels(check_folds, used.label_names, spec.evaluation)
     metrics = {
         "dataset": used.name,
         "task": combination.task,
-        "encoder": combination.encoder.spec.name,
+        "encoder": combination.encoder_name,
         "input_px": combination.view.size_px,
         **figures,
         "check": {
@@ -187,8 +256,12 @@ def _judged(combination: Combination, used: ImageSet, split: Split, spec: ChestS
         "protocol": _protocol(combination, split, spec, rows),
         "images": _images(combination, used),
         "notes": [*_random(combination.encoder), *used.remarks, *_notes(figures, spec)],
-        "provenance": {**combination.encoder.identity(), "versions": versions(), "fingerprint": mark},
+        "provenance": {**combination.identity, "versions": versions(), "fingerprint": mark},
     }
+    if combination.adapted is not None:
+        others = probed(frozen, spec.probe)[0]
+        metrics |= beside_frozen(combination.encoder.spec.name, folds, others, used.label_names, spec.evaluation)
+        metrics["notes"] = [*metrics["notes"], note_beside_frozen(metrics["frozen"])]
     return metrics, folds, models
 
 
@@ -211,7 +284,8 @@ def _protocol(combination: Combination, split: Split, spec: ChestSpec, rows: Seq
         ],
         "view": combination.view.model_dump(mode="json"),
         "view_in_words": combination.view.text,
-        "token": combination.encoder.identity()["pooling"],
+        "token": combination.identity["pooling"],
+        "adaptation": None if combination.adapted is None else combination.adapted.told,
         "probe": spec.probe.model_dump(mode="json"),
         "check": spec.check.model_dump(mode="json"),
         "evaluation": spec.evaluation.model_dump(mode="json"),

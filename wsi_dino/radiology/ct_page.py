@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wsi_dino.evaluation.radiology_report import PagePicture, RadiologyPage, render_radiology
+from wsi_dino.radiology.adapted_files import adaptation_facts
 from wsi_dino.radiology.ct_folds import ProbedFolds
 
 
@@ -35,6 +36,7 @@ def _facts(metrics: Mapping[str, Any]) -> dict[str, str]:
         "shown to the encoder": f"{protocol['view_in_words']}, at {metrics['input_px']} px; {protocol['slices']}",
         "encoder": f"{metrics['encoder']}, {made['embed_dim']} features, token: {protocol['token']}, "
         f"weights {str(made['weights_sha256'])[:16]} ({made['weights_source']}), {made['precision']}",
+        **adaptation_facts(protocol["adaptation"]),
         "vector of a volume": f"{protocol['pool']} over its slices",
         protocol["model"]: "; ".join(f"{key} {value}" for key, value in protocol["probe"].items()),
         "chosen in each fold": "; ".join(_chosen(facts) for facts in protocol["chosen"]),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi_dino.encoders.adapter import Adapter
 from wsi_dino.errors import SplitError
 from wsi_dino.evaluation.ct_clip import ct_clip_figures
 from wsi_dino.evaluation.label_evaluation import FoldScores, evaluate_labels
@@ -19,6 +20,8 @@ from wsi_dino.evaluation.metrics import auc
 from wsi_dino.evaluation.split import Split
 from wsi_dino.item_queue import Item, ItemQueue
 from wsi_dino.provenance import file_sha256, fingerprint, write_json_atomically, write_text_atomically
+from wsi_dino.radiology.adapted_files import require_unseen, tested_rows
+from wsi_dino.radiology.beside_frozen import beside_frozen, note_beside_frozen
 from wsi_dino.radiology.chest_run import RESULT_FILES, results_are_intact
 from wsi_dino.radiology.ct_features import CtFeatures
 from wsi_dino.radiology.ct_folds import CtSpec, ProbeData, ProbedFolds, probe_volumes
@@ -33,15 +36,34 @@ Render = Callable[[Mapping[str, Any], ProbedFolds], str]
 
 
 @dataclass(frozen=True)
+class AdaptedVolumes:
+    """What the encoders gave that were adapted to each fold.
+
+    Attributes:
+        frozen: features by the encoder as published.
+        of_fold: features of all volumes by the encoder of each fold.
+        adapters: of each fold.
+        told: what `protocol` says of them.
+    """
+
+    frozen: CtFeatures
+    of_fold: tuple[CtFeatures, ...]
+    adapters: tuple[Adapter, ...]
+    told: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class CtTask:
     """A data set of volumes, its features, and which of them could not be made.
 
     Attributes:
         table: the data set.
-        features: where they lie.
+        features: where they lie; of encoders adapted to each fold, what stands for all of them in names and facts.
         volumes: row of each volume that was tried, by id.
         spec: how they become figures.
         task: name of a folder for these labels, or "".
+        adapted: features by encoders adapted to each fold, which are judged instead.
+        adapter: that was given with the encoder, or None.
     """
 
     table: VolumeTable
@@ -49,6 +71,8 @@ class CtTask:
     volumes: Mapping[str, Mapping[str, Any]]
     spec: CtSpec
     task: str = ""
+    adapted: AdaptedVolumes | None = None
+    adapter: Adapter | None = None
 
     @property
     def used(self) -> tuple[VolumeRow, ...]:
@@ -81,16 +105,43 @@ class CtTask:
         """float64 ``(n_used, n_labels)``."""
         return np.array([row.targets for row in self.used], np.float64)
 
-    def data(self) -> ProbeData:
-        """Read the features."""
+    @property
+    def contents(self) -> list[str]:
+        """Hashes of what the used volumes hold."""
+        return [str(self.volumes[row.volume_id].get("volume_fingerprint")) for row in self.used]
+
+    def data(self, features: CtFeatures) -> ProbeData:
+        """Read features of the used volumes."""
         rows = self.used
         ids = [row.volume_id for row in rows]
         by_attention = self.spec.pool == "attention"
-        pooled = (
-            np.empty((len(rows), 0), np.float32) if by_attention else self.features.read_pooled(ids, self.spec.pool)
-        )
+        pooled = np.empty((len(rows), 0), np.float32) if by_attention else features.read_pooled(ids, self.spec.pool)
         patients = [row.patient_id for row in rows]
-        return ProbeData(self.targets, patients, pooled, lambda row: self.features.read_slices(ids[row]))
+        return ProbeData(self.targets, patients, pooled, lambda row: features.read_slices(ids[row]))
+
+    def probed(self, rows: Sequence[FoldRows]) -> ProbedFolds:
+        """Train or look up in every fold, in the features of its own encoder where there is one for each."""
+        if self.adapted is None:
+            return probe_volumes(self.data(self.features), rows, self.spec)
+        parts = [
+            probe_volumes(self.data(features), [fold], self.spec)
+            for features, fold in zip(self.adapted.of_fold, rows, strict=True)
+        ]
+        names = ("folds", "facts", "check", "models")
+        return ProbedFolds(*([one for part in parts for one in getattr(part, name)] for name in names))
+
+    def require_unseen(self, rows: Sequence[FoldRows]) -> None:
+        """No tested volume may have been learnt from by an adapter: said by the files, not by the plan.
+
+        Raises:
+            CohortError: one was.
+        """
+        ids = [row.volume_id for row in self.used]
+        if self.adapted is None:
+            require_unseen(self.adapter, ids, self.contents, tested_rows(rows))
+            return
+        for adapter, fold in zip(self.adapted.adapters, rows, strict=True):
+            require_unseen(adapter, ids, self.contents, fold.test)
 
 
 def judge_volumes(task: CtTask, render: Render) -> dict[str, Any]:
@@ -111,6 +162,7 @@ def judge_volumes(task: CtTask, render: Render) -> dict[str, Any]:
     """
     folder = task.folder
     split = task.split()
+    task.require_unseen(rows_of_folds(split, [row.patient_id for row in task.used]))
     mark = _fingerprint(task, split)
 
     stage, items = f"ct-task-{task.table.name}-{task.task}", [Item(folder.name, mark)]
@@ -144,9 +196,8 @@ def _fingerprint(task: CtTask, split: Split) -> str:
 
 
 def _judged(task: CtTask, split: Split, mark: str) -> tuple[dict[str, Any], ProbedFolds]:
-    data = task.data()
-    rows = rows_of_folds(split, data.patient_id)
-    probed = probe_volumes(data, rows, task.spec)
+    rows = rows_of_folds(split, [row.patient_id for row in task.used])
+    probed = task.probed(rows)
     figures = evaluate_labels(probed.folds, task.table.label_names, task.spec.evaluation)
     metrics = {
         "dataset": task.table.name,
@@ -163,6 +214,10 @@ def _judged(task: CtTask, split: Split, mark: str) -> tuple[dict[str, Any], Prob
         "notes": [],
         "provenance": {**task.features.identity, "versions": versions(), "fingerprint": mark},
     }
+    if task.adapted is not None:
+        frozen = probe_volumes(task.data(task.adapted.frozen), rows, task.spec).folds
+        name = task.adapted.frozen.record.name
+        metrics |= beside_frozen(name, probed.folds, frozen, task.table.label_names, task.spec.evaluation)
     return {**metrics, "notes": _notes(task, metrics)}, probed
 
 
@@ -220,6 +275,7 @@ def _protocol(task: CtTask, split: Split, rows: Sequence[FoldRows], probed: Prob
         "view_in_words": task.features.spec.shown,
         "slices": "native axial, all of them, anterior up, the patient's right on the left",
         "token": task.features.identity["pooling"],
+        "adaptation": None if task.adapted is None else dict(task.adapted.told),
         "pool": spec.pool,
         "model": "attention over slices" if spec.pool == "attention" else f"{spec.probe} probe",
         "probe": model.model_dump(mode="json") if hasattr(model, "model_dump") else model,
@@ -297,6 +353,7 @@ def _notes(task: CtTask, metrics: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"OPTIMISTIC, for comparison with CT-CLIP's paper only (cuts chosen on the test labels): {figures}"
         )
+    notes += [note_beside_frozen(metrics["frozen"])] if "frozen" in metrics else []
     if str(task.features.identity.get("weights_source", "")).startswith("random:"):
         notes.append("RANDOM WEIGHTS: this network has learnt nothing; its figures are what pixels alone give")
     return notes

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from wsi_dino.segmentation.feature_maps import pictures_of
 from wsi_dino.segmentation.layout import SegmentationLayout
+from wsi_dino.segmentation.learners import DecoderLearner
 from wsi_dino.segmentation.overlays import best_slice, enlarged, make_overlay, principal_colours
-from wsi_dino.segmentation.prepared import open_tensors
+from wsi_dino.segmentation.prepared import PreparedCase
 from wsi_dino.segmentation.results import Outcome
 from wsi_dino.volumes.nifti_channels import read_channel
 from wsi_dino.volumes.orientation import as_shown
@@ -42,28 +45,36 @@ def _of_fold(layout: SegmentationLayout, row: Mapping[str, Any]) -> Any:
 
 
 def feature_pictures(outcome: Outcome) -> list[dict[str, Any]]:
-    """Return for one held-out case the image and each layer's first three principal components as colours."""
-    if outcome.request.is_network or not outcome.case_rows:
+    """Return what the encoder makes of the held-out slice with most foreground, one row a way of showing it.
+
+    Each channel is shown alone, and several channels that meet early together too, as the decoder was given them.
+
+    Returns:
+        ``name``, ``case_id`` and ``pictures``: the slice, then each layer's first three principal components as
+        colours. Nothing for a network of voxels.
+    """
+    learner = outcome.learner
+    done = [row for row in outcome.case_rows if row["status"] == "done"]
+    if not isinstance(learner, DecoderLearner) or not done:
         return []
-    case = outcome.prepared.by_id[outcome.case_rows[0]["case_id"]]
-    path = _stack_path(outcome, case.case_id)
-    if path is None:
-        return []
-    index = best_slice(case.labels(), case.labels())
-    spacing = case.spacing_mm[1:]
-    pictures = [
-        {"name": channel["name"], "picture": enlarged(np.repeat(grey[0][..., None], 3, -1), spacing)}
-        for channel, grey in zip(outcome.facts.channels, case.grey(index, index + 1), strict=True)
-    ]
-    numbers = outcome.facts.identity["layers"]
-    with open_tensors(path) as file:
-        maps = [file.get_slice(name)[index : index + 1] for name in sorted(file.keys())]
-    for number, item in enumerate(maps):
-        colours = principal_colours(np.asarray(item[0], np.float32))
-        pictures.append({"name": f"layer {numbers[number]}", "picture": enlarged(colours, (1, 1))})
-    return [{"case_id": case.case_id, "pictures": pictures}]
+    row = max(done, key=lambda row: sum(score["truth_voxels"] for score in row["scores"]))
+    case = outcome.prepared.by_id[row["case_id"]]
+    labels = case.labels()
+    index = best_slice(labels, labels)
+    grey = case.grey(index, index + 1)
+    names = [channel["name"] for channel in outcome.facts.channels]
+    shown = [(name, grey[i : i + 1]) for i, name in enumerate(names)]
+    if len(names) > 1 and learner.plan.meeting == "early":
+        shown.append(("+".join(names), grey))
+    return [{"name": name, "case_id": case.case_id, "pictures": _seen_by(learner, case, part)} for name, part in shown]
 
 
-def _stack_path(outcome: Outcome, case_id: str) -> Any:
-    found = [outcome.layout.stack(outcome.timing["feature_key"], case_id, "as-is")]
-    return next((path for path in found if path.is_file()), None)
+def _seen_by(learner: DecoderLearner, case: PreparedCase, grey: npt.NDArray[np.uint8]) -> list[dict[str, Any]]:
+    """Return a slice uint8 ``(channels, 1, y, x)`` as it is shown, and the maps of it as colours."""
+    (picture,) = pictures_of(grey, "early")
+    maps = learner.encoder.encode(picture, learner.plan.geometry(case.shape, case.spacing_mm))
+    found = [{"name": "the slice", "picture": enlarged(picture[0], case.spacing_mm[1:])}]
+    for number, item in zip(learner.encoder.layer_numbers, maps, strict=True):
+        colours = principal_colours(item[0].astype(np.float32))
+        found.append({"name": f"layer {number}", "picture": enlarged(colours, (1, 1))})
+    return found

@@ -13,6 +13,7 @@ from torch import nn
 from wsi_dino.segmentation.building import build_network
 from wsi_dino.segmentation.decoders import StackDecoder, steps_up
 from wsi_dino.segmentation.encoding import FeaturePlan
+from wsi_dino.segmentation.feature_maps import SliceEncoder
 from wsi_dino.segmentation.feature_stack import Crop
 from wsi_dino.segmentation.model_file import SegmentationModel
 from wsi_dino.segmentation.request import SegmentRequest
@@ -48,12 +49,14 @@ class DecoderLearner:
 
     Attributes:
         request: what was asked.
+        encoder: of slices.
         plan: of the features.
         base: facts that all folds share.
         cases: with their stacks.
     """
 
     request: SegmentRequest
+    encoder: SliceEncoder
     plan: FeaturePlan
     base: Mapping[str, Any]
     cases: Mapping[str, StackedCase]

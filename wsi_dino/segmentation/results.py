@@ -12,6 +12,7 @@ from wsi_dino.provenance import environment, write_json_atomically, write_text_a
 from wsi_dino.segmentation.case import SegmentationDataset
 from wsi_dino.segmentation.folds import SegmentationFold
 from wsi_dino.segmentation.layout import SegmentationLayout
+from wsi_dino.segmentation.learners import Learner
 from wsi_dino.segmentation.model_file import SegmentationModel
 from wsi_dino.segmentation.preparing import PreparedCases
 from wsi_dino.segmentation.request import SegmentRequest
@@ -38,6 +39,7 @@ class Outcome:
         fold_rows: of `train_fold`, one a fold.
         case_rows: of `score_fold`, one a held-out case.
         atlas_rows: of `atlas_rows`.
+        learner: the way to segment.
         timing: of encoding, and how large slices were shown.
         training, precision: recipe and number format.
         scheme: of the folds, in words.
@@ -52,6 +54,7 @@ class Outcome:
     fold_rows: Sequence[Mapping[str, Any]]
     case_rows: Sequence[Mapping[str, Any]]
     atlas_rows: Sequence[Mapping[str, Any]]
+    learner: Learner
     timing: Mapping[str, Any]
     training: TrainingSpec
     scheme: str

@@ -91,7 +91,7 @@ def segment(request: SegmentRequest, reporter: Reporter) -> Outcome:
     reporter.begin("baselines and report", 1)
     outcome = Outcome(
         request=request, dataset=experiment.dataset, layout=experiment.layout, folds=folds, prepared=prepared,
-        fold_rows=fold_rows, case_rows=case_rows, atlas_rows=atlas_rows(context, folds), timing=timing,
+        fold_rows=fold_rows, case_rows=case_rows, atlas_rows=atlas_rows(context, folds), learner=learner, timing=timing,
         training=context.training, scheme=describe_scheme(experiment.scheme, request.n_folds),
         facts=learner.facts(folds[0].number), precision=context.precision,
     )  # fmt: skip
@@ -198,7 +198,7 @@ def _decoder_learner(
         "shown_px": max(plan.shown_px(prepared.by_id[case_id]) for case_id in wanted),
         "enlargement": round(plan.patch_px / plan.patch_mm * plan.spacing_mm, 4),
     }
-    return DecoderLearner(request, plan, base, encoded.cases), timing
+    return DecoderLearner(request, encoder, plan, base, encoded.cases), timing
 
 
 def _wanted_views(folds: Sequence[SegmentationFold], n_views: int) -> dict[str, tuple[str, ...]]:

@@ -23,7 +23,7 @@ def volume_tables(dataset: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
     """Return the tables that hold figures of a dataset, as plain values.
 
     Args:
-        dataset: as ``columns.csv`` spells it.
+        dataset: as ``columns.csv`` spells it; "" for one that the paper does not have.
         folder: of the published tables.
 
     Returns:
@@ -39,6 +39,8 @@ def volume_tables(dataset: str, folder: Path = FOLDER) -> list[dict[str, Any]]:
         >>> {row["label"]: row["cells"] for row in found["rows"]}["DINOv3-S"]
         ['72.6']
     """
+    if not dataset:
+        return []
     tables, anomalies = _read(folder)
     found = []
     for table in tables.values():

@@ -14,7 +14,7 @@ _FILES = ("CTres.nii.gz", "SUV.nii.gz", "SEG.nii.gz")
 CHANNELS = (Channel("ct", "ct", (-100.0, 250.0)), Channel("pet", "pet", DEFAULT_SUV_WINDOW))
 
 
-def open_autopet(root: Path, name: str = "autopet2") -> SegmentationDataset:
+def open_autopet(root: Path) -> SegmentationDataset:
     """Return all studies below `root`.
 
     A study is ``PATIENT/STUDY/{CTres,SUV,SEG}.nii.gz`` as published, its id ``PATIENT_STUDY``; or, for a patient
@@ -22,7 +22,6 @@ def open_autopet(root: Path, name: str = "autopet2") -> SegmentationDataset:
 
     Args:
         root: ``FDG-PET-CT-Lesions``, or the folder it lies in.
-        name: of the dataset.
 
     Raises:
         ConfigError: no study is found.
@@ -35,7 +34,7 @@ def open_autopet(root: Path, name: str = "autopet2") -> SegmentationDataset:
     if not cases:
         raise ConfigError(f"Opening {root}: no PATIENT/STUDY/SUV.nii.gz below it. Is --root FDG-PET-CT-Lesions?")
     return SegmentationDataset(
-        name, cases, CHANNELS, {1: "lesion"}, metric_sets=("autopet",), by_patient=True, resample=True,
+        "autopet2", cases, CHANNELS, {1: "lesion"}, metric_sets=("autopet",), by_patient=True, resample=True,
         published="AutoPET-II",
     )  # fmt: skip
 
@@ -54,3 +53,6 @@ def _case(case_id: str, patient_id: str, folder: Path) -> Case:
     problem = f"{folder / missing[0]} is not there." if missing else ""
     ct, suv, seg = (folder / file for file in _FILES)
     return Case(case_id, patient_id, (ChannelFile(ct), ChannelFile(suv)), seg, grid=ChannelFile(suv), problem=problem)
+
+
+OPENERS = {"autopet2": open_autopet}

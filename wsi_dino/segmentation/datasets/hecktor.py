@@ -45,3 +45,6 @@ def _case(folder: Path, case_id: str) -> Case:
     problem = f"{missing[0]} is not there." if missing else ""
     images = (ChannelFile(ct), ChannelFile(pet))
     return Case(case_id, case_id, images, label, grid=ChannelFile(ct), problem=problem)
+
+
+OPENERS = {"hecktor2022": open_hecktor}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +98,6 @@ def _cases(folder: Path, content: dict[str, Any], n_channels: int) -> _Found:
     if not found.cases:
         raise ConfigError(f"Opening {folder}: its dataset.json lists no training case.")
     return found
+
+
+OPENERS = {task: partial(open_msd, task=task) for task in TASKS}

@@ -21,14 +21,13 @@ DEFAULT_SUV_WINDOW = (0.0, 15.0)
 _PET_NAMES = ("pet", "suv", "pt")
 
 
-def open_nnunet(root: Path, name: str) -> SegmentationDataset:
-    """Return the labelled cases of a folder in nnU-Net's form.
+def open_nnunet(root: Path) -> SegmentationDataset:
+    """Return the labelled cases of a folder in nnU-Net's form, which is called by its own name.
 
     Channels named CT go through a window of -160 .. 240 HU, PET, PT or SUV through 0 .. 15, all others by z-score.
 
     Args:
         root: the folder with dataset.json.
-        name: what to call it.
 
     Raises:
         ConfigError: folder or dataset.json are missing or broken, or there are no cases.
@@ -41,7 +40,7 @@ def open_nnunet(root: Path, name: str) -> SegmentationDataset:
     cases = tuple(_case(root, case_id, files, len(channels)) for case_id, files in sorted(found.items()))
     if not cases:
         raise ConfigError(f"Opening {root}: no imagesTr/CASE_0000.nii.gz in it. Is it a folder in nnU-Net's form?")
-    return SegmentationDataset(name, cases, channels, foreground_classes(root, content["labels"]))
+    return SegmentationDataset(root.resolve().name, cases, channels, foreground_classes(root, content["labels"]))
 
 
 def _channel(name: str) -> Channel:
@@ -81,3 +80,6 @@ def _case(root: Path, case_id: str, files: dict[int, Path], n_channels: int) -> 
         problem = f"labelsTr/{case_id}.nii.gz is not there."
     images = tuple(ChannelFile(files[index]) for index in range(n_channels) if index in files)
     return Case(case_id, case_id, images, labels[0] if labels else None, problem=problem)
+
+
+OPENERS = {"nnunet": open_nnunet}

@@ -1,25 +1,26 @@
-"""Datasets by name: each opens in one file beside this one and stands once in `_OPENERS`."""
+"""Datasets by name: a file of this folder that ends with `OPENERS` is all that one takes."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
-from functools import partial
+from functools import cache
 from pathlib import Path
 
+import wsi_dino.segmentation.datasets as package
 from wsi_dino.errors import ConfigError, nearest_name
 from wsi_dino.segmentation.case import SegmentationDataset
-from wsi_dino.segmentation.datasets.autopet import open_autopet
-from wsi_dino.segmentation.datasets.hecktor import open_hecktor
-from wsi_dino.segmentation.datasets.msd import TASKS, open_msd
-from wsi_dino.segmentation.datasets.nnunet import open_nnunet
 
-_OPENERS: dict[str, Callable[[Path], SegmentationDataset]] = {
-    **{task: partial(open_msd, task=task) for task in TASKS},
-    "autopet2": open_autopet,
-    "hecktor2022": open_hecktor,
-    "nnunet": lambda root: open_nnunet(root, root.resolve().name),
-}
-NAMES = tuple(_OPENERS)
+Opener = Callable[[Path], SegmentationDataset]
+
+
+@cache
+def dataset_openers() -> dict[str, Opener]:
+    """Return what opens the folder of each dataset, by name, sorted."""
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    openers = [pair for module in modules for pair in getattr(module, "OPENERS", {}).items()]
+    return dict(sorted(openers))
 
 
 def open_dataset(name: str, root: Path) -> SegmentationDataset:
@@ -33,8 +34,10 @@ def open_dataset(name: str, root: Path) -> SegmentationDataset:
     Raises:
         ConfigError: there is no such dataset, or the folder is not in its form.
     """
-    if name not in _OPENERS:
+    openers = dataset_openers()
+    if name not in openers:
         raise ConfigError(
-            f"--dataset {name}: there is no such dataset.{nearest_name(name, NAMES)} Known: {', '.join(NAMES)}."
+            f"--dataset {name}: there is no such dataset.{nearest_name(name, list(openers))} Known: "
+            f"{', '.join(openers)}."
         )
-    return _OPENERS[name](root)
+    return openers[name](root)
