@@ -43,7 +43,8 @@ def _root(
         raise typer.Exit
 
 
-def _register_verbs() -> None:
+def register_verbs() -> None:
+    """Hang every verb of `verbs.py` into the program."""
     from wsi_dino.cli import verbs
 
     app.registered_commands.clear()  # `main` may run more than once in a process
@@ -70,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     end_with_parent()
     launching.remember(arguments)
-    _register_verbs()
+    register_verbs()
     command = typer.main.get_command(app)
     as_json = "--json" in arguments
     # `init` writes the file anew, so a broken one must not stand in its way

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _DATA, _FEATURES, _TRAINING = "Volumes", "Sections and features", "Training"
 _JOINING, _RESULTS = "Fragments and agglomeration", "Results"
+_TOLD = ("voi_split", "voi_merge", "voi", "arand", "threshold", "curve", "best_on_test")
 _SHOWN = ["", "voi_split", "voi_merge", "voi", "arand"]
 
 
@@ -186,7 +187,7 @@ def em(
     told = Steps(reporter.say, reporter.begin, reporter.advance)
     metrics = segment_neurons(request, _dataset(given), told)
     if as_json:
-        console.print_json({**metrics, "run": run})
+        console.print_json({key: metrics[key] for key in _TOLD if key in metrics} if "voi" in metrics else metrics)
     elif "voi" in metrics:
         _print(metrics)
     else:
@@ -245,6 +246,8 @@ def _thresholds(text: str) -> tuple[float, ...]:
 
 
 def _print(metrics: dict[str, Any]) -> None:
+    for text in metrics["protocol"]["remarks"]:
+        console.say(text)
     rows = [{"": f"threshold {metrics['threshold']:g} (validation)", **metrics}]
     if "best_on_test" in metrics:
         best = metrics["best_on_test"]

@@ -155,6 +155,13 @@ def segment(
             "4 with half turns, 8 all.  [default: 2]",
         ),
     ] = 2,
+    test_views: Annotated[
+        int,
+        _option(
+            _FEATURES, "--test-views", min=1, max=8,
+            help="The same for held-out slices, whose answers are averaged.  [default: 1]",
+        ),
+    ] = 1,
     channels_meet: Annotated[
         MeetingOption,
         _option(
@@ -256,7 +263,7 @@ def _request(given: dict[str, Any]) -> SegmentRequest:
         features=FeatureSpec.model_validate(
             {
                 "layers": _layers(given["layers"]), "patch_mm": given["patch_mm"], "max_px": given["max_px"],
-                "n_views": given["views"], "meeting": str(given["channels_meet"]),
+                "n_views": given["views"], "n_test_views": given["test_views"], "meeting": str(given["channels_meet"]),
             }
         ),
         decoder=DecoderSpec.model_validate(

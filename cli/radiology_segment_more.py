@@ -50,6 +50,12 @@ def segment_predict(
         list[int] | None,
         typer.Option("--fold", min=0, help="Use only this fold's model; may be repeated.", show_default=False),
     ] = None,
+    test_views: Annotated[
+        int,
+        typer.Option(
+            "--test-views", min=1, max=8, help="Flips and quarter turns of each slice whose answers are averaged."
+        ),
+    ] = 1,
     workers: WorkersOption = 0,
     device: DeviceOption = Device.auto,
     as_json: JsonOption = False,
@@ -63,7 +69,7 @@ def segment_predict(
 
     settings: dict[str, Any] = {"weights": weights, "weights_dir": weights_dir, "random_weights": random_weights}
     given = {key: value for key, value in settings.items() if value is not None}
-    predictor = open_predictor(model, device=str(device), workers=workers, folds=fold, **given)
+    predictor = open_predictor(model, device=str(device), workers=workers, folds=fold, n_test_views=test_views, **given)
     rows = _predict_all(predictor, _volumes(images, len(predictor.channels)), output)
     failed = [row for row in rows if row["status"] == "failed"]
     if as_json:

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from command_line import run_command
+from toy_neurons import drawn_neurons
 
 from wsi_dino.segmentation.neurons.curve import compare
 
@@ -30,7 +31,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exec(compile(code.replace('f"{name}.h5"', f'f"{folder}/{{name}}.h5"'), "em.md", "exec"), {})
     ran = run_command(folder, *_commands()[0], "--zarr", "--optimistic", "--json")
     assert ran.code == 0, ran.stderr
-    assert {"voi_split", "voi_merge", "voi", "arand", "threshold", "curve"} <= set(ran.json)
+    assert set(ran.json) == {"voi_split", "voi_merge", "voi", "arand", "threshold", "curve", "best_on_test"}
     return folder
 
 
@@ -120,3 +121,25 @@ def test_wrong_use_is_told_and_ends_with_2(example: Path, changed: list[str], me
     assert message in ran.stderr
     assert len(ran.stderr.strip().splitlines()) <= 4
     assert not (example / "wrong" / "em").exists()
+
+
+def test_labels_of_the_test_are_looked_at_before_anything_is_learnt(example: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "empty.h5", "w") as file:
+        file["labels"] = np.zeros((10, 48, 48), np.uint64)
+    ran = run_command(example, *_commands()[0], "--test-labels", str(tmp_path / "empty.h5"), "--as", "empty")
+    assert ran.code == 2
+    assert "no neuron at all" in ran.stderr
+    assert "learning affinities" not in ran.stderr
+
+
+def test_a_published_dataset_stands_beside_the_papers_rows(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((30, 24, 32))
+    for name in ("wafer4_inputs.h5", "wafer4_labels.h5"):
+        with h5py.File(tmp_path / name, "w") as file:
+            file["main"] = grey if "inputs" in name else ids.astype(np.uint64)
+    options = shlex.split("--dataset wafer4 --root . --steps 1 --window-sections 2 --window-voxels 16 --no-floors")
+    assert run_command(tmp_path, "radiology", "em", "--encoder", "unet3d", *options).code == 0
+    (page,) = (text.read_text(encoding="utf-8") for text in tmp_path.rglob("report.html"))
+    assert "What the paper prints: Table 9" in page
+    row = page[page.index("DINOv3-L") :].split("</tr>")[0]
+    assert re.findall(r"<td>([^<]*)</td>", row) == ["2.061", "0.568", "2.629", "0.115"]

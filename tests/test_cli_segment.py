@@ -19,7 +19,7 @@ from toy_volumes import make_autopet, make_hecktor, make_msd
 _ENCODER = ("--encoder", "timm/test_vit.r160_in1k", "--random-weights", 0)
 _QUICK = (*_ENCODER, "--views", 1, "--workers", 1, "--folds", 2, "--epochs", 2)
 
-_WHOLE = (*_ENCODER, "--views", 2, "--workers", 1, "--folds", 2, "--epochs", 14)
+_WHOLE = (*_ENCODER, "--views", 2, "--test-views", 2, "--workers", 1, "--folds", 2, "--epochs", 14)
 
 
 def _segment(folder: Path, root: Path, *options: object, dataset: str = "msd-task04") -> Ran:
@@ -120,7 +120,9 @@ def test_predict_gives_what_cross_validation_gave(finished: tuple[Path, Ran]) ->
     results = folder / ran.json["folder"]
     held_out = next(row["case_id"] for row in _rows(results / "cases.csv") if row["fold"] == "0")
     image = folder / "Task04_Hippocampus" / "imagesTr" / f"{held_out}.nii.gz"
-    settings = ("--random-weights", 0, "--workers", 1, "--output", "out", "--fold", 0, "--json")
+    settings = (
+        "--random-weights", 0, "--test-views", 2, "--workers", 1, "--output", "out", "--fold", 0, "--json"
+    )  # fmt: skip
     done = run_command(folder, "radiology", "segment-predict", results, image, *settings)
     assert done.code == 0, done.stderr
     import nibabel

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from wsi_dino.errors import DivergedError
 from wsi_dino.segmentation.decoders import DECODERS, at_voxels, make_decoder
 from wsi_dino.segmentation.feature_maps import Layer, enlarged, pictures_of
 from wsi_dino.segmentation.feature_stack import Box, Crop, FeatureStack, window_boxes
@@ -18,7 +19,7 @@ from wsi_dino.segmentation.slice_geometry import SliceGeometry, plan_slice
 from wsi_dino.segmentation.sliding_window import predict_volume
 from wsi_dino.segmentation.stack_samples import StackedCase, StackSamples, statistics_of
 from wsi_dino.segmentation.training import Sample, Trainer, TrainingSpec
-from wsi_dino.segmentation.views import VIEWS, apply_view
+from wsi_dino.segmentation.views import VIEWS, apply_view, undo_view
 
 
 def _geometry(height: int = 40, width: int = 28) -> SliceGeometry:
@@ -176,6 +177,12 @@ def test_views_are_eight_and_each_has_its_own_features() -> None:
     assert len(seen) == 8
 
 
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_view_is_undone(view: str) -> None:
+    volume = np.arange(2 * 3 * 5).reshape(2, 3, 5)
+    assert np.array_equal(undo_view(apply_view(volume, view), view), volume)
+
+
 def test_channels_meet_early_or_late() -> None:
     grey = np.stack([np.full((2, 3, 3), value, np.uint8) for value in (10, 21)])
     (early,) = pictures_of(grey, "early")
@@ -273,6 +280,28 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(tmp_path: Path) -> 
     assert [row["loss"] for row in again.rows] == [row["loss"] for row in history.rows]
     for one, other in zip(straight.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class _OneBroken(_Numbers):
+    def __init__(self, broken: set[int]) -> None:
+        self.broken = broken
+
+    def sample(self, index: int, rng: np.random.Generator) -> Sample:
+        sample = super().sample(index, rng)
+        return Sample(sample.inputs, sample.target * float("inf")) if index in self.broken else sample
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
+    network = _network()
+    trainer = _trainer(tmp_path / "a.safetensors", network)
+    trainer.source = _OneBroken({2})
+    history = trainer.run()
+    assert [row["skipped_steps"] for row in history.rows] == [1] * 5
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+    trainer = _trainer(tmp_path / "b.safetensors", _network())
+    trainer.source = _OneBroken(set(range(5)))
+    with pytest.raises(DivergedError, match="Lower --lr"):
+        trainer.run()
 
 
 def test_a_checkpoint_of_another_request_is_not_used(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class FoldContext:
         device: torch's.
         is_partition: whether each case is held out by one fold only.
         keep_predictions: whether label maps are written.
+        n_test_views: of held-out slices, whose answers are averaged.
         advance: told of each epoch and each scored case.
     """
 
@@ -61,6 +62,7 @@ class FoldContext:
     device: str
     is_partition: bool = True
     keep_predictions: bool = True
+    n_test_views: int = 1
     advance: Notice = lambda text: None
 
     @property
@@ -171,7 +173,7 @@ def score_fold(context: FoldContext, fold: SegmentationFold, model_row: Mapping[
             keys[case_id],
             fingerprint(
                 model_row["fingerprint"], context.prepared[case_id].fingerprint, context.scoring,
-                context.keep_predictions, context.dataset.metric_sets, _ROW_FORMAT,
+                context.keep_predictions, context.n_test_views, context.dataset.metric_sets, _ROW_FORMAT,
             ),
         )
         for case_id in fold.val

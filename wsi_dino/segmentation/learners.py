@@ -20,6 +20,7 @@ from wsi_dino.segmentation.request import SegmentRequest
 from wsi_dino.segmentation.sliding_window import predict_volume
 from wsi_dino.segmentation.stack_samples import StackedCase, StackSamples, grey_of, statistics_of
 from wsi_dino.segmentation.training import SampleSource, autocast, moved
+from wsi_dino.segmentation.views import VIEWS, undo_view
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -101,31 +102,50 @@ class DecoderLearner:
             [self.cases[case_id] for case_id in train],
             crop_slices=decoder.crop_slices,
             crop_cells=decoder.crop_cells,
+            n_views=self.request.features.n_views,
             with_grey=decoder.image_skip,
         )
 
     def probabilities(self, network: nn.Module, case_id: str, *, device: str, precision: str) -> Probabilities:
         """As `Learner.probabilities`."""
-        case, decoder = self.cases[case_id], self.request.decoder
-        answer = stack_answer(network, case, with_grey=decoder.image_skip, device=device, precision=precision)
-        return predict_volume(
-            case.stacks["as-is"],
+        views = VIEWS[: self.request.features.n_test_views]
+        return mean_of_views(network, self.facts(0), self.cases[case_id], views, device=device, precision=precision)
+
+
+def mean_of_views(
+    network: nn.Module,
+    facts: SegmentationModel,
+    case: StackedCase,
+    views: Sequence[str],
+    *,
+    device: str,
+    precision: str,
+) -> Probabilities:
+    """Return the class probabilities of a case, averaged over `views` of its slices."""
+    total: Any = 0
+    for view in views:
+        answer = _stack_answer(network, case, view, with_grey=facts.image_skip, device=device, precision=precision)
+        found = predict_volume(
+            case.stacks[view],
             answer,
-            n_outputs=len(self.base["classes"]) + 1,
-            window_slices=decoder.crop_slices,
-            window_cells=decoder.crop_cells,
+            n_outputs=len(facts.label_values),
+            window_slices=facts.window_slices,
+            window_cells=facts.window_cells,
         )
+        total = total + undo_view(found, view)
+    mean: Probabilities = total / len(views)
+    return mean
 
 
-def stack_answer(
-    network: nn.Module, case: StackedCase, *, with_grey: bool, device: str, precision: str
+def _stack_answer(
+    network: nn.Module, case: StackedCase, view: str, *, with_grey: bool, device: str, precision: str
 ) -> Callable[[Crop], Any]:
-    """Return what gives the class probabilities of a crop of a case."""
+    """Return what gives the class probabilities of a crop of a case in a view."""
 
     def answer(crop: Crop) -> Any:
         inputs: tuple[Any, ...] = (crop.maps, crop.row_positions, crop.col_positions)
         if with_grey:
-            inputs = (*inputs, grey_of(case.prepared, "as-is", crop))
+            inputs = (*inputs, grey_of(case.prepared, view, crop))
         with autocast(device, precision):
             logits = network(*moved(inputs, device))
         return logits.float().softmax(1)

@@ -21,11 +21,11 @@ from wsi_dino.segmentation.encoding import FeaturePlan
 from wsi_dino.segmentation.feature_maps import Layer, SliceEncoder
 from wsi_dino.segmentation.feature_stack import FeatureStack, write_stack
 from wsi_dino.segmentation.grey import as_grey
-from wsi_dino.segmentation.learners import stack_answer
+from wsi_dino.segmentation.learners import mean_of_views
 from wsi_dino.segmentation.model_file import SegmentationModel, read_facts, read_network
 from wsi_dino.segmentation.prepared import PreparedCase, write_prepared
-from wsi_dino.segmentation.sliding_window import predict_volume
 from wsi_dino.segmentation.stack_samples import StackedCase
+from wsi_dino.segmentation.views import VIEWS
 from wsi_dino.volumes.nifti_channels import write_labels_like
 
 # What of an encoder's identity may differ between training and use: where the weights were found, not which they are.
@@ -41,6 +41,7 @@ class Predictor:
         networks: on the device.
         encoder: of slices, None for networks of voxels.
         device, precision: of the networks.
+        n_test_views: ways in which each slice is encoded; the answers are averaged.
     """
 
     facts: SegmentationModel
@@ -48,6 +49,7 @@ class Predictor:
     encoder: SliceEncoder | None
     device: str
     precision: str
+    n_test_views: int = 1
 
     @property
     def channels(self) -> tuple[Channel, ...]:
@@ -85,19 +87,17 @@ class Predictor:
         assert self.encoder is not None
         facts = self.facts
         plan = _plan(facts)
-        geometry = plan.geometry(case.shape, case.spacing_mm)
-        path = folder / "stack.safetensors"
-        write_stack(path, case.grey(), "as-is", self.encoder, plan.meeting, geometry)
-        stack = FeatureStack(path, case.shape[0], geometry, plan.layers)
-        stacked = StackedCase(case, {"as-is": stack})
+        views = VIEWS[: self.n_test_views]
+        stacks = {}
+        for view in views:
+            path, geometry = folder / f"{view}.safetensors", plan.geometry(case.shape, case.spacing_mm, view)
+            write_stack(path, case.grey(), view, self.encoder, plan.meeting, geometry)
+            stacks[view] = FeatureStack(path, case.shape[0], geometry, plan.layers)
+        stacked = StackedCase(case, stacks)
         total: Any = 0
         for network in self.networks:
-            answer = stack_answer(
-                network, stacked, with_grey=facts.image_skip, device=self.device, precision=self.precision
-            )
-            total = total + predict_volume(
-                stack, answer, n_outputs=len(facts.label_values), window_slices=facts.window_slices,
-                window_cells=facts.window_cells,
+            total = total + mean_of_views(
+                network, facts, stacked, views, device=self.device, precision=self.precision
             )  # fmt: skip
         mean: npt.NDArray[np.float32] = total / len(self.networks)
         return mean
@@ -116,7 +116,13 @@ def _plan(facts: SegmentationModel) -> FeaturePlan:
 
 
 def open_predictor(
-    path: Path, *, device: str = "auto", workers: int = 0, folds: Sequence[int] | None = None, **encoder: Any
+    path: Path,
+    *,
+    device: str = "auto",
+    workers: int = 0,
+    folds: Sequence[int] | None = None,
+    n_test_views: int = 1,
+    **encoder: Any,
 ) -> Predictor:
     """Return the models of an experiment, ready to segment.
 
@@ -125,6 +131,7 @@ def open_predictor(
         device: torch's, or auto.
         workers: threads of the encoder; 0 for one a core.
         folds: to use; None for all.
+        n_test_views: ways in which each slice is encoded.
         encoder: further arguments of `load_encoder`, e.g. ``weights``.
 
     Raises:
@@ -143,7 +150,7 @@ def open_predictor(
         slice_encoder = _slice_encoder(facts, device=device, workers=workers, **encoder)
     asked = facts.training.get("precision", "auto")
     precision = resolve_precision("auto" if asked == "bf16" else asked, running, ("fp32", "bf16"))
-    return Predictor(facts, networks, slice_encoder, running, precision)
+    return Predictor(facts, networks, slice_encoder, running, precision, n_test_views)
 
 
 def _shared(facts: SegmentationModel) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class FeatureSpec(BaseModel):
         voxels_per_patch: see there.
         max_px: largest side shown to the encoder when `patch_mm` is not given.
         n_views: ways in which each training slice is encoded, the first of `views.VIEWS`.
+        n_test_views: ways in which each held-out slice is encoded; the answers are averaged.
         meeting: of several channels; auto = early for up to three, else late.
     """
 
@@ -33,6 +34,7 @@ class FeatureSpec(BaseModel):
     voxels_per_patch: float = Field(default=3.5, gt=0)
     max_px: int = Field(default=448, ge=32)
     n_views: int = Field(default=2, ge=1, le=8)
+    n_test_views: int = Field(default=1, ge=1, le=8)
     meeting: MeetingChoice = "auto"
 
 

@@ -28,7 +28,7 @@ from wsi_dino.segmentation.folds import (
 from wsi_dino.segmentation.layout import SegmentationLayout
 from wsi_dino.segmentation.learners import DecoderLearner, Learner
 from wsi_dino.segmentation.preparing import PreparedCases, prepare_cases
-from wsi_dino.segmentation.request import SegmentRequest
+from wsi_dino.segmentation.request import FeatureSpec, SegmentRequest
 from wsi_dino.segmentation.results import Outcome, write_outcome
 from wsi_dino.segmentation.training import TrainingSpec
 from wsi_dino.segmentation.views import VIEWS
@@ -184,7 +184,7 @@ def _decoder_learner(
         **request.encoder_settings,
     )  # fmt: skip
     plan = plan_features(encoder, request.features, list(prepared.by_id.values()))
-    wanted = _wanted_views(folds, request.features.n_views)
+    wanted = _wanted_views(folds, request.features)
     reporter.say(
         f"{plan.encoder}: a patch of {plan.patch_px} px covers {plan.patch_mm:g} mm; "
         f"{sum(len(views) for views in wanted.values())} volumes to encode, views counted"
@@ -201,10 +201,12 @@ def _decoder_learner(
     return DecoderLearner(request, encoder, plan, base, encoded.cases), timing
 
 
-def _wanted_views(folds: Sequence[SegmentationFold], n_views: int) -> dict[str, tuple[str, ...]]:
-    trained = {case_id for fold in folds for case_id in fold.train}
-    every = sorted(trained | {case_id for fold in folds for case_id in fold.val})
-    return {case_id: VIEWS[: n_views if case_id in trained else 1] for case_id in every}
+def _wanted_views(folds: Sequence[SegmentationFold], spec: FeatureSpec) -> dict[str, tuple[str, ...]]:
+    n_views: dict[str, int] = {}
+    for fold in folds:
+        of_fold = [*((i, spec.n_views) for i in fold.train), *((i, spec.n_test_views) for i in fold.val)]
+        n_views |= {case_id: max(n, n_views.get(case_id, 1)) for case_id, n in of_fold}
+    return {case_id: VIEWS[: n_views[case_id]] for case_id in sorted(n_views)}
 
 
 def _context(experiment: _Experiment, prepared: PreparedCases, learner: Learner, reporter: Reporter) -> FoldContext:
@@ -222,5 +224,6 @@ def _context(experiment: _Experiment, prepared: PreparedCases, learner: Learner,
         device=resolve_device(request.device),
         is_partition=experiment.scheme != "repeated-holdout",
         keep_predictions=request.keep_predictions,
+        n_test_views=1 if request.is_network else request.features.n_test_views,
         advance=reporter.advance,
     )

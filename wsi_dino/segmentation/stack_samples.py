@@ -35,13 +35,20 @@ class StackSamples:
     Args:
         cases: to learn from.
         crop_slices, crop_cells: largest crop, in slices and in cells of the coarsest map.
+        n_views: to learn from, the first of each case's.
         with_grey: whether the decoder takes the image too.
     """
 
     def __init__(
-        self, cases: Sequence[StackedCase], *, crop_slices: int, crop_cells: int, with_grey: bool = False
+        self,
+        cases: Sequence[StackedCase],
+        *,
+        crop_slices: int,
+        crop_cells: int,
+        n_views: int = 8,
+        with_grey: bool = False,
     ) -> None:
-        self.cases, self.crop_slices, self.crop_cells = list(cases), crop_slices, crop_cells
+        self.cases, self.crop_slices, self.crop_cells, self.n_views = list(cases), crop_slices, crop_cells, n_views
         self.with_grey = with_grey
 
     def __len__(self) -> int:
@@ -50,7 +57,8 @@ class StackSamples:
     def sample(self, index: int, rng: np.random.Generator) -> Sample:
         """Return maps, positions of voxels and (with an image skip) grey values; the target are labels."""
         case = self.cases[index]
-        view = list(case.stacks)[rng.integers(len(case.stacks))]
+        views = list(case.stacks)[: self.n_views]
+        view = views[rng.integers(len(views))]
         stack = case.stacks[view]
         crop = stack.crop(self._box(case, view, stack, rng))
         labels = torch.from_numpy(_seen(case.prepared.labels(*_slices(crop))[None], view, crop)[0]).long()[None]

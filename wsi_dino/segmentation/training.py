@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from wsi_dino.encoders.devices import resolve_precision
+from wsi_dino.errors import DivergedError
 from wsi_dino.heartbeat import note_progress
 from wsi_dino.segmentation.training_state import read_state, write_state
 
@@ -73,7 +74,7 @@ OnEpoch = Callable[[int, nn.Module], Mapping[str, float]]
 
 @dataclass
 class TrainingHistory:
-    """One row an epoch: ``epoch``, ``loss``, ``seconds`` and what the caller measured."""
+    """One row an epoch: ``epoch``, ``loss``, ``seconds``, ``skipped_steps`` (gradient not finite), the caller's own."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
@@ -122,19 +123,28 @@ class Trainer:
         self.network, self.source, self.loss, self.spec = network.to(device), source, loss, spec
         self.device, self.checkpoint, self.fingerprint = device, checkpoint, fingerprint
         self.on_epoch = on_epoch
+        self._n_skipped = 0
         self.precision = resolve_precision(spec.precision, device, ("fp32", "bf16"))
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay
         )
 
     def run(self) -> TrainingHistory:
-        """Train from the last epoch that was kept, to the end."""
+        """Train from the last epoch that was kept, to the end.
+
+        Raises:
+            DivergedError: no step of an epoch had a finite gradient.
+        """
         rows = read_state(self.checkpoint, self.fingerprint, self.network, self.optimiser)
         history = TrainingHistory(rows)
         for epoch in range(len(history.rows), self.spec.epochs):
             began = time.perf_counter()
+            self._n_skipped = 0
             loss = self._epoch(epoch)
             row = {"epoch": epoch, "loss": loss, "seconds": round(time.perf_counter() - began, 2)}
+            if self._n_skipped:
+                row["skipped_steps"] = self._n_skipped
+            self._require_some_steps(epoch)
             self.network.eval()
             history.rows.append({**row, **self.on_epoch(epoch, self.network)})
             write_state(self.checkpoint, self.fingerprint, self.network, self.optimiser, history.rows)
@@ -150,7 +160,7 @@ class Trainer:
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             total += self._step(sample)
-        return total / max(1, len(self.source))
+        return total / max(1, len(self.source) - self._n_skipped)
 
     def _samples(self, epoch: int) -> Iterator[Sample]:
         order = np.random.default_rng((self.spec.seed, epoch)).permutation(len(self.source))
@@ -171,10 +181,20 @@ class Trainer:
         loss = self.loss(answer, target)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)
-        self.optimiser.step()
         note_progress()
-        return float(loss.detach())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+            return float(loss.detach())
+        self._n_skipped += 1  # one such step would make every weight NaN for good; it is rare, and counted
+        return 0.0
+
+    def _require_some_steps(self, epoch: int) -> None:
+        if self._n_skipped and self._n_skipped == len(self.source):
+            raise DivergedError(
+                f"Training, epoch {epoch + 1}: no step had a finite gradient. Expected a rate at which it learns, got "
+                f"{self.spec.learning_rate:g} in {self.precision}. Lower --lr."
+            )
 
 
 def autocast(device: str, precision: str) -> Any:

@@ -33,3 +33,15 @@ def apply_view(volume: npt.NDArray[_Scalar], view: str) -> npt.NDArray[_Scalar]:
     turned: Any = volume.swapaxes(-1, -2) if is_swapped else volume
     turned = turned[..., :: -1 if rows else 1, :: -1 if columns else 1]
     return np.ascontiguousarray(turned)
+
+
+def undo_view(volume: npt.NDArray[_Scalar], view: str) -> npt.NDArray[_Scalar]:
+    """Return ``(..., y, x)`` as it was before `apply_view`.
+
+    Examples:
+        >>> undo_view(np.array([[[2, 4], [1, 3]]]), "quarter-turn").tolist()
+        [[[1, 2], [3, 4]]]
+    """
+    is_swapped, rows, columns = _VIEWS[view]
+    turned: Any = volume[..., :: -1 if rows else 1, :: -1 if columns else 1]
+    return np.ascontiguousarray(turned.swapaxes(-1, -2) if is_swapped else turned)

@@ -98,7 +98,7 @@ class VoxelLearner:
 
     def identity(self) -> Any:
         """As `AffinityLearner.identity`."""
-        return ["residual-unet", list(WIDTHS)]
+        return ["residual-unet, norms of instances", list(WIDTHS)]
 
     def facts(self) -> dict[str, Any]:
         """As `AffinityLearner.facts`."""

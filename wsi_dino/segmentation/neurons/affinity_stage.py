@@ -36,6 +36,8 @@ def make_affinities(experiment: Experiment, learner: AffinityLearner, key: str) 
 def _work(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[str, Any]:
     began = time.process_time()
     raws = {source.name: source.read_raw() for source in experiment.dataset.subsets}
+    for source in experiment.judged:
+        source.read_labels()  # what is wrong with them is told now, not after the training
     prepare_sections(experiment, learner, raws)
     encoded = time.process_time()
     trainer, history = _train(experiment, learner, raws["train"], key)

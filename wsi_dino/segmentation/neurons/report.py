@@ -11,8 +11,9 @@ import numpy as np
 
 from wsi_dino.errors import VolumeError
 from wsi_dino.evaluation.pictures import MARKERS, SERIES, Picture, picture_uri
+from wsi_dino.evaluation.published.volume_tables import volume_tables
 from wsi_dino.segmentation.feature_stack import Box
-from wsi_dino.segmentation.neurons.affinity_learners import AffinityLearner, MapLearner
+from wsi_dino.segmentation.neurons.affinity_learners import AffinityLearner, MapLearner, epoch_steps
 from wsi_dino.segmentation.neurons.pictures import middle, section_pictures
 from wsi_dino.segmentation.neurons.section_maps import SectionMaps
 from wsi_dino.segmentation.neurons.stages import AFFINITIES, FRAGMENTS, Experiment
@@ -20,6 +21,8 @@ from wsi_dino.segmentation.neurons.volume_files import read_merges, read_section
 from wsi_dino.segmentation.overlays import enlarged, principal_colours
 
 _SHOWN_SECTIONS = 3
+_PRINTED_AS = {"cremi-a": "CREMI-A", "cremi-b": "CREMI-B", "cremi-c": "CREMI-C", "ac34": "AC3/4", "wafer4": "Wafer4"}
+_PRINTED_FIGURES = {"voi_split": "voi_split", "voi_merge": "voi_merge", "voi_sum": "voi", "arand": "arand"}
 _CURVES = {"voi": "VOI", "voi_split": "VOI split", "voi_merge": "VOI merge", "arand": "ARAND"}
 
 
@@ -61,6 +64,8 @@ def render_report(given: ReportInput) -> str:
         sections=_sections(given),
         features=_features(given),
         others=[_study_row(other) for other in given.others],
+        published=_published(given.metrics),
+        names={"voi_sum": "VOI", **_CURVES, "arand": "ARAND"},
         label=given.experiment.layout.label,
         settings=_settings(given.metrics),
     )
@@ -85,12 +90,14 @@ def _curve_picture(metrics: Mapping[str, Any]) -> Picture:
 
 def _loss_picture(given: ReportInput) -> Picture:
     history = given.done["affinities"]["history"]
+    n_steps = epoch_steps(given.experiment.request.affinities)
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.plot([row["epoch"] + 1 for row in history], [row["loss"] for row in history], color=SERIES[0], marker="o",
-                  markersize=3)  # fmt: skip
-        axes.set_xlabel("times 50 steps")
+        steps = [(row["epoch"] + 1) * n_steps for row in history]
+        axes.plot(steps, [row["loss"] for row in history], color=SERIES[0], marker="o", markersize=3)
+        axes.set_xlabel("steps")
+        axes.set_xlim(left=0)
         axes.set_ylabel("weighted squared error")
         axes.set_ylim(bottom=0)
 
@@ -128,6 +135,15 @@ def _study_row(other: Mapping[str, Any]) -> dict[str, Any]:
     minutes = sum(other["cpu_s"].values()) / 60
     return {**other, **(supervised if protocol["supervised"] else frozen), "encoder": protocol["encoder"],
             "minutes": minutes}  # fmt: skip
+
+
+def _published(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the paper's tables of this dataset with our figures in their columns; none for files of one's own."""
+    tables = volume_tables(_PRINTED_AS.get(metrics["protocol"]["dataset"], "-"))
+    return [
+        {**table, "ours": [metrics[_PRINTED_FIGURES[column["metric"]]] for column in table["columns"]]}
+        for table in tables
+    ]
 
 
 def _sections(given: ReportInput) -> list[dict[str, Any]]:
