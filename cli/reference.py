@@ -74,7 +74,8 @@ def _cell(text: str) -> str:
 def _escaped(text: str) -> str:
     """Escape what Markdown would take for its own, but for what stands between backticks."""
     parts = text.split("`")
-    return "`".join(re.sub(r"([*<_\[\]])", r"\\\1", part) if i % 2 == 0 else part for i, part in enumerate(parts))
+    parts[::2] = [re.sub(r"([*_\[\]])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 if __name__ == "__main__":

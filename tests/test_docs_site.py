@@ -109,6 +109,14 @@ def test_every_row_of_the_reference_has_two_cells() -> None:
             assert len(re.findall(r"(?<!\\)\|", line)) == 3, line
 
 
+def test_signs_of_the_help_survive_the_way_to_html() -> None:
+    markdown = pytest.importorskip("markdown", reason="the extra `docs` is not installed")
+    page = markdown.markdown(reference_page(), extensions=["tables"])
+    row = next(line for line in page.splitlines() if "Smallest share of tissue in a tile" in line)
+    assert "[default: 0.25] [0&lt;=x&lt;=1]" in row
+    assert "\\" not in re.sub(r"<code>.*?</code>", "", page)
+
+
 def test_the_reference_needs_no_heavy_library() -> None:
     code = (
         "import sys; from wsi_dino.cli.reference import reference_page; reference_page(); "
