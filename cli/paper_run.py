@@ -93,8 +93,11 @@ def run(
     if not as_json:
         _print_plan(made, context, found)
     if plan:
+        reasons = _reasons(made, context, before)
         if as_json:
-            console.print_json(_plan_record(made, context, found, totals(found)))
+            console.print_json(_plan_record(made, context, found, totals(found)) | {"cells": reasons})
+        else:
+            _print_reasons(reasons)
         return
     outcomes = _run(made, context, before, run_command)
     _finish(made, context, outcomes, found, as_json=as_json)
@@ -164,7 +167,6 @@ def _run(
             if complaint:
                 console.say(complaint)
 
-    keep([])
     return run_plan(made, RunFolder(context.run), roots, run_command, tell, keep)
 
 
@@ -222,6 +224,21 @@ def _print_plan(made: Plan, context: Context, found: Sequence[Estimate]) -> None
     for what, missing in (("dataset", made.missing_datasets), ("encoder", made.missing_encoders)):
         for name, why in missing.items():
             print(f"not run: {what} {name}: {why}")
+
+
+def _reasons(made: Plan, context: Context, before: PaperState) -> list[dict[str, Any]]:
+    from wsi_dino.paper.cells import Results, make_tables
+    from wsi_dino.paper.document import reasons_by_table
+    from wsi_dino.paper.state import planned_state
+
+    results = Results(context.run, planned_state(context.run, made, context.entries, before))
+    return reasons_by_table(make_tables(results))
+
+
+def _print_reasons(reasons: Sequence[Mapping[str, Any]]) -> None:
+    print("\nCells of the tables without a number of ours, and why:")
+    for row in reasons:
+        print(f"  Table {row['table']}: {row['cells']} cells: {row['reason']}")
 
 
 def _shown(estimate: Estimate) -> dict[str, Any]:
