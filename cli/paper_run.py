@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
+from wsi_dino.cli.launching import passed_on
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
 from wsi_dino.errors import ConfigError
 
@@ -177,7 +178,9 @@ def in_its_own_process(words: Sequence[str], log: Path) -> int:
     """Run a command line as a program of its own; what it says goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run([sys.executable, "-m", "wsi_dino.cli", *words], stdout=stream, stderr=stream, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "wsi_dino.cli", *passed_on(words)], stdout=stream, stderr=stream, check=False
+        )
     return done.returncode
 
 
@@ -192,7 +195,7 @@ def in_this_process(words: Sequence[str], log: Path) -> int:
         contextlib.redirect_stderr(stream),
     ):
         try:
-            main(list(words))
+            main(passed_on(words))
         except SystemExit as leaving:
             return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except Exception as error:  # one broken command must not end the others, as in a process of its own
