@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
+from typing import Any
 
 from wsi_dino.evaluation.published.printed_table import Column
 from wsi_dino.paper.cells import Cell, Results, Row, Table, Trace, number_text
@@ -23,6 +25,7 @@ TITLES = {
     9: "Neurons in electron microscopy: AC3/AC4 and Wafer4",
     10: "Tumours in PET and CT: AutoPET-II and HECKTOR 2022",
 }
+_OF_MODELS = 1
 METRICS = {
     "auc": "AUC", "acc": "accuracy", "precision": "precision", "recall": "recall", "dice": "Dice, %",
     "hd95": "HD95", "voi_split": "VOI split", "voi_merge": "VOI merge", "voi_sum": "VOI", "arand": "ARAND",
@@ -134,8 +137,8 @@ def _letter(number: int) -> str:
 
 def results_beyond(results: Results, tables: Sequence[Table]) -> list[Beyond]:
     """Return results that no table of the paper shows: one's own datasets, BCNB, other sizes and splits."""
-    shown = {cell.result for table in tables for row in table.rows for cell in row.cells.values() if cell.ours}
-    shown |= {ResultKey(f"msd-task{n:02d}", "", key.encoder) for key in results.state.results for n in range(1, 11)}
+    of_results = [table for table in tables if table.printed.number != _OF_MODELS]
+    shown = {cell.result for table in of_results for row in table.rows for cell in row.cells.values() if cell.ours}
     found: dict[str, list[BeyondRow]] = {}
     for key in results.state.results:
         figures = {} if key in shown else results.figures(key)
@@ -197,6 +200,15 @@ def count_cells(tables: Sequence[Table]) -> dict[str, int]:
     cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
     n_run = sum(cell.ours is not None for cell in cells)
     return {"with a number of this run": n_run, "without": len(cells) - n_run}
+
+
+def reasons_by_table(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """Return for each table each reason why cells have no number of ours, and how many have it."""
+    rows = []
+    for table in tables:
+        counted = Counter(cell.reason for row in table.rows for cell in row.cells.values() if cell.reason)
+        rows += [{"table": table.printed.number, "reason": reason, "cells": n} for reason, n in counted.items()]
+    return rows
 
 
 def row_name(row: Row) -> str:
