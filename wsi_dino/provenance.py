@@ -145,6 +145,23 @@ def write_atomically(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def write_hdf5_atomically(path: Path) -> Iterator[Any]:
+    """Yield a new `h5py.File`, which becomes `path` on success; see `write_atomically`.
+
+    HDF5 crashes the process when a file cannot be closed for want of space, so a file that fails makes room first.
+    """
+    import h5py
+
+    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+        try:
+            yield file
+            file.flush()
+        except BaseException:
+            os.truncate(temporary, 0)
+            raise
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 through `write_atomically`."""
     with write_atomically(path) as temporary:
@@ -180,6 +197,10 @@ def storage_errors(path: Path) -> Iterator[None]:
         if storage is None:
             raise
         raise storage from error
+    except RuntimeError as error:
+        if "errno = 28" not in str(error):  # HDF5 closing a file
+            raise
+        raise as_storage_error(OSError(errno.ENOSPC, str(error)), path) or error from error
 
 
 def as_storage_error(error: OSError, path: Path) -> StorageError | None:
