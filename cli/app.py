@@ -41,7 +41,8 @@ def _root(
         raise typer.Exit
 
 
-def _register_verbs() -> None:
+def register_verbs() -> None:
+    """Hang every verb of `verbs.py` into the program."""
     from wsi_dino.cli import verbs
 
     app.registered_commands.clear()  # `main` may run more than once in a process
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done, 1 some items failed, 2 wrong usage or input, 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    _register_verbs()
+    register_verbs()
     command = typer.main.get_command(app)
     as_json = "--json" in arguments
     # `init` writes the file anew, so a broken one must not stand in its way

@@ -19,7 +19,7 @@ from wsi_dino.errors import ConfigError
 if TYPE_CHECKING:
     from wsi_dino.encoders.record import EncoderSpec
     from wsi_dino.evaluation.label_evaluation import EvaluationSpec
-    from wsi_dino.radiology.datasets.reader import Holds
+    from wsi_dino.radiology.datasets.reader import DataRequest, Holds
 
 MODEL, JUDGING = MODEL_PANEL, "Split and figures"
 _SHOWN_LABELS = ["label", "positive", "prevalence", "auc", "low", "high", "check"]
@@ -41,6 +41,36 @@ class MissingPolicy(StrEnum):
     skip = "skip"
 
 
+class UnlistedPolicy(StrEnum):
+    """What becomes of files of which the table does not speak."""
+
+    ignore = "ignore"
+    fail = "fail"
+
+
+class DuplicatePolicy(StrEnum):
+    """What becomes of rows that say what an earlier row says."""
+
+    fail = "fail"
+    drop = "drop"
+
+
+DATA = "Data"
+MissingOption = Annotated[
+    MissingPolicy,
+    _option(DATA, "--missing", help="Rows of the table without a file: fail (listed, exit code 1) or skip (counted).  "
+            "[default: fail]"),
+]  # fmt: skip
+UnlistedOption = Annotated[
+    UnlistedPolicy,
+    _option(DATA, "--unlisted", help="Files of which the table does not speak: ignore (counted, listed) or fail.  "
+            "[default: ignore]"),
+]  # fmt: skip
+DuplicatesOption = Annotated[
+    DuplicatePolicy,
+    _option(DATA, "--duplicates", help="Rows of a table that say what an earlier row says: fail or drop (counted, "
+            "listed). Rows that contradict an earlier one always fail.  [default: fail]"),
+]  # fmt: skip
 PoolingOption = Annotated[
     list[str] | None,
     _option(MODEL, "--pooling", help="Token: cls, mean, cls+mean ...; NAME=POOLING for one of several encoders."),
@@ -121,6 +151,16 @@ def release_option(panel: str) -> Any:
         help=f"Of a data set's files: {own}; auto takes of each volume the first of these that is there.  "
         "[default: auto]",
     )  # fmt: skip
+
+
+def data_request(
+    labels: Sequence[str] | None, baselines: Sequence[str], split: str, release: str, duplicates: DuplicatePolicy
+) -> DataRequest:
+    """Return how a data set is to be read."""
+    from wsi_dino.radiology.datasets.reader import DataRequest
+
+    drop = duplicates == DuplicatePolicy.drop
+    return DataRequest(tuple(split_names(labels or ())), tuple(baselines), split, release, drop)
 
 
 def typed_command() -> str:

@@ -13,12 +13,13 @@ from wsi_dino.cli import console, options, probe_adapting, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
-from wsi_dino.cli.probe_options import AspectName, MissingPolicy
+from wsi_dino.cli.probe_options import AspectName, DuplicatePolicy, MissingPolicy, UnlistedPolicy
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
     from wsi_dino.radiology.chest_run import ChestSpec
     from wsi_dino.radiology.datasets.image_set import ImageSet
+    from wsi_dino.radiology.datasets.reader import DataRequest
 
 _PIXELS, _PROBE, _JUDGING = "Images and pixels", "Probe", probe_options.JUDGING
 _SHOWN_STUDY = ["encoder", "input_px", "labels", "auc_macro", "auc_macro_frequent", "auc_macro_frequent_low",
@@ -81,13 +82,9 @@ def chest_xray(
     limit: Annotated[
         int, _option(_PIXELS, "--limit", min=0, help="Take so many images, spread over the table; 0: all.")
     ] = 0,
-    missing: Annotated[
-        MissingPolicy,
-        _option(
-            _PIXELS, "--missing",
-            help="Images of the table without a file: fail (listed, exit code 1) or skip.  [default: fail]",
-        ),
-    ] = MissingPolicy.fail,
+    missing: probe_options.MissingOption = MissingPolicy.fail,
+    unlisted: probe_options.UnlistedOption = UnlistedPolicy.ignore,
+    duplicates: probe_options.DuplicatesOption = DuplicatePolicy.fail,
     aspect: Annotated[
         AspectName,
         _option(
@@ -183,7 +180,8 @@ def chest_xray(
     probe = {"optimiser": optimiser.value, "learning_rate": learning_rate, "batch_size": batch_size,
              "n_epochs": epochs, "weight_decay": weight_decay, "schedule": schedule.value,
              "standardise": standardise, "seed": seed}  # fmt: skip
-    images = _images(dataset, root, split, labels or [], skip_missing=missing == MissingPolicy.skip).limited(limit)
+    request = probe_options.data_request(labels, (), split, "auto", duplicates)
+    images = _images(dataset, root, request, missing, unlisted).limited(limit)
     view = {"aspect": aspect.value, "crop_fraction": crop_fraction, "intensity": intensity.value}
     spec, command = _spec(probe, judging, folds, seed), probe_options.typed_command()
     asked = Asked(RunFolder(run), images, settings, view, spec, task, device, workers, command, pictures, adapting)
@@ -217,11 +215,13 @@ def _spec(probe: dict[str, Any], judging: dict[str, Any], folds: int, seed: int)
         raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
 
 
-def _images(dataset: str, root: Path, split: str, labels: Sequence[str], *, skip_missing: bool) -> ImageSet:
-    from wsi_dino.radiology.datasets.reader import DataRequest, read_images
+def _images(
+    dataset: str, root: Path, request: DataRequest, missing: MissingPolicy, unlisted: UnlistedPolicy
+) -> ImageSet:
+    from wsi_dino.radiology.datasets.reader import read_images
 
-    request = DataRequest(labels=tuple(probe_options.split_names(labels)), split=split)
-    return read_images(dataset, root, request).settled(skip_missing=skip_missing)
+    images = read_images(dataset, root, request)
+    return images.settled(skip_missing=missing == MissingPolicy.skip, refuse_unlisted=unlisted == UnlistedPolicy.fail)
 
 
 def _say_images(images: ImageSet) -> None:

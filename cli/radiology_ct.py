@@ -12,12 +12,13 @@ from wsi_dino.cli import console, options, probe_adapting, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
-from wsi_dino.cli.probe_options import AspectName, MissingPolicy
+from wsi_dino.cli.probe_options import AspectName, DuplicatePolicy, MissingPolicy, UnlistedPolicy
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
     from wsi_dino.cli.radiology_ct_work import CtAsked
     from wsi_dino.radiology.ct_folds import CtSpec
+    from wsi_dino.radiology.datasets.reader import DataRequest
     from wsi_dino.radiology.datasets.volume_row import VolumeTable
 
 _PIXELS, _PROBE = "Volumes and slices", "Probe"
@@ -127,11 +128,9 @@ def ct(
         list[str] | None,
         _option(_PIXELS, "--baseline", help="Column of numbers whose AUC is told beside; may be repeated."),
     ] = None,
-    missing: Annotated[
-        MissingPolicy,
-        _option(_PIXELS, "--missing", help="Volumes of the table without a file: fail (listed, exit code 1) or skip.  "
-                "[default: fail]"),
-    ] = MissingPolicy.fail,
+    missing: probe_options.MissingOption = MissingPolicy.fail,
+    unlisted: probe_options.UnlistedOption = UnlistedPolicy.ignore,
+    duplicates: probe_options.DuplicatesOption = DuplicatePolicy.fail,
     limit: Annotated[
         int, _option(_PIXELS, "--limit", min=0, help="Take so many volumes, spread over the table; 0: all.")
     ] = 0,
@@ -202,7 +201,8 @@ def ct(
     asked = CtAsked(
         run=RunFolder(run),
         table=_table(
-            dataset, root, (release, split), labels or [], baseline or [], skip_missing=missing == MissingPolicy.skip
+            dataset, root, probe_options.data_request(labels, baseline or (), split, release, duplicates), missing,
+            unlisted,
         ).limited(limit),
         encoders=probe_options.probed_encoders(
             encoder, size, pooling=pooling, weights=weights, adapter=adapter, weights_dir=weights_dir,
@@ -239,15 +239,13 @@ def _spec(
 
 
 def _table(
-    dataset: str, root: Path, choice: tuple[str, str], labels: list[str], baselines: list[str], *, skip_missing: bool
+    dataset: str, root: Path, request: DataRequest, missing: MissingPolicy, unlisted: UnlistedPolicy
 ) -> VolumeTable:
-    from wsi_dino.radiology.datasets.reader import DataRequest, read_volumes
+    from wsi_dino.radiology.datasets.reader import read_volumes
     from wsi_dino.radiology.datasets.volume_row import settle_missing
 
-    release, split = choice
-    names = tuple(probe_options.split_names(labels))
-    request = DataRequest(labels=names, baselines=tuple(baselines), split=split, release=release)
-    return settle_missing(read_volumes(dataset, root, request), skip=skip_missing)
+    table = read_volumes(dataset, root, request)
+    return settle_missing(table, skip=missing == MissingPolicy.skip, refuse_unlisted=unlisted == UnlistedPolicy.fail)
 
 
 def _shard(text: str) -> tuple[int, int] | None:

@@ -326,19 +326,22 @@ def _print(outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         console.print_json({**metrics, "folder": outcome.layout.results})
         return
+    hd95 = metrics["hd95_mm"]
     rows: list[Any] = [
         {
             "class": name,
             "dice": value,
-            "hd95_mm": metrics["hd95_mm"]["per_class"][name],
+            "hd95_mm": hd95["per_class"][name],
+            "hd95_of": f"{hd95['n_valid_per_class'][name]} of {hd95['n_total_per_class'][name]}",
             "mean_shape": metrics["baselines"]["mean-shape"]["dice"]["per_class"][name],
         }
         for name, value in metrics["dice"]["per_class"].items()
     ]
-    mean = {"class": "mean", "dice": metrics["dice"]["mean"], "hd95_mm": metrics["hd95_mm"]["mean"]}
+    mean = {"class": "mean", "dice": metrics["dice"]["mean"], "hd95_mm": hd95["mean"]}
+    mean["hd95_of"] = f"{hd95['n_valid']} of {hd95['n_total']}"
     console.print_table(
         [*rows, {**mean, "mean_shape": metrics["baselines"]["mean-shape"]["dice"]["mean"]}],
-        ["class", "dice", "hd95_mm", "mean_shape"],
+        ["class", "dice", "hd95_mm", "hd95_of", "mean_shape"],
     )
     for failure in outcome.failures:
         console.say(f"failed: {failure['case_id']}: {failure['message']}")

@@ -19,6 +19,18 @@ from command_line import Ran, run_command
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+from wsi_dino.encoders.loading import load_encoder
+from wsi_dino.evaluation.label_difference import label_difference
+from wsi_dino.evaluation.label_evaluation import EvaluationSpec
+from wsi_dino.evaluation.label_folds import make_label_folds, rows_of_folds
+from wsi_dino.evaluation.linear_probe import LogisticSpec
+from wsi_dino.evaluation.probing import probe_folds
+from wsi_dino.radiology.chest_features import embed_images
+from wsi_dino.radiology.chest_image import ChestView
+from wsi_dino.radiology.datasets.image_table import read_image_table
+from wsi_dino.radiology.datasets.nih14 import LABELS
+from wsi_dino.run_folder import RunFolder
+
 _FAST = ("--bootstrap", 100, "--no-pictures")
 
 
@@ -200,6 +212,26 @@ def test_a_patient_in_two_subsets_is_refused(discs: Path, tmp_path: Path) -> Non
     assert _run(tmp_path, "--dataset", "t.csv", "--root", discs / "images", "--size", 64, "--split", "folds").code == 0
 
 
+def test_files_without_a_row_and_rows_that_stand_twice_are_decided_by_options(discs: Path, tmp_path: Path) -> None:
+    lines = (discs / "discs.csv").read_text().splitlines()
+    (tmp_path / "t.csv").write_text("\n".join([*lines[:-2], lines[3], lines[4]]) + "\n")
+    common = ("--dataset", "t.csv", "--root", discs / "images", "--size", 32, "--labels", "disc", "--json")
+    ran = _run(tmp_path, *common)
+    assert ran.code == 2
+    message = ran.json["error"]["message"]
+    assert "'02.png' stands in rows 4 and 40 (2 rows" in message
+    assert "--duplicates drop" in message
+    ran = _run(tmp_path, *common, "--duplicates", "drop", "--unlisted", "fail")
+    assert "2 files are not in the table, e.g. 38.png, 39.png" in ran.json["error"]["message"]
+    ran = _run(tmp_path, *common, "--duplicates", "drop")
+    assert ran.code == 0, ran.stderr
+    assert any("2 rows say what an earlier one says and were dropped" in note for note in ran.json["notes"])
+    assert (ran.json["images"]["in_table"], ran.json["images"]["not_in_table"]) == (38, 2)
+    (tmp_path / "t.csv").write_text("\n".join([*lines, "02.png,p1,0,0,left"]) + "\n")
+    ran = _run(tmp_path, *common, "--duplicates", "drop")
+    assert "The rows differ" in ran.json["error"]["message"]
+
+
 def test_the_authors_crop_is_taken_when_asked(discs: Path, tmp_path: Path) -> None:
     ran = _run(tmp_path, *_of_discs(discs, "--labels", "disc", "--json", "--crop-fraction", "record", "--limit", 20))
     assert ran.json["protocol"]["view"]["crop_fraction"] == 0.875
@@ -291,3 +323,24 @@ def test_view_and_sex_of_real_radiographs(shared_data: Path, tmp_path: Path) -> 
     assert found["images"]["used"] == 493
     assert found["labels"]["view=AP"]["auc"]["value"] >= 0.95
     assert found["labels"]["sex=M"]["auc"]["value"] >= 0.85
+
+
+@pytest.mark.slow
+def test_findings_of_real_radiographs_are_told_better_than_by_random_weights(shared_data: Path, tmp_path: Path) -> None:
+    """A small pretrained ViT, logistic regression, 5-fold by patient: 12 findings with at least 20 positives.
+
+    One seed of random weights here; docs/radiology.md has five, of two networks.
+    """
+    root = shared_data / "chest_xray_nih"
+    weights = shared_data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.fp16.safetensors"
+    images = read_image_table(root / "labels.csv", root / "images", labels=LABELS)
+    folds = rows_of_folds(make_label_folds(images.patient_ids, images.targets), images.patient_ids)
+    scored = []
+    for origin in ({"weights": weights}, {"random_weights": 0}):
+        encoder = load_encoder("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", **origin)
+        features = embed_images(RunFolder(tmp_path), images, encoder, ChestView(size_px=224)).features
+        targets = images.targets.astype(np.float64)
+        scored.append(probe_folds(features, targets, images.patient_ids, folds, LogisticSpec())[0])
+    less = label_difference(*scored, LABELS, EvaluationSpec(n_resamples=500))["auc_macro_frequent"]
+    assert less["n_labels"] == 12
+    assert less["low"] > 0

@@ -142,3 +142,17 @@ def _grouped(records: Iterable[EncoderSpec], text_of: Callable[[EncoderSpec], st
         if text:
             names.setdefault(text, []).append(f"`{record.name}`")
     return [f"- {', '.join(group)}: {text}" for text, group in names.items()]
+
+
+def licence_table(records: Iterable[EncoderSpec]) -> str:
+    """Return the documentation's table of licences: what binds which encoders, and what it asks.
+
+    An encoder's name leads to its own licence.
+    """
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for record in records:
+        name = f"[`{record.name}`]({record.licence_url})" if record.licence_url else f"`{record.name}`"
+        terms = (record.licence, "gated" if record.gated else "", " ".join(record.obligations))
+        groups.setdefault(terms, []).append(name)
+    rows = [(licence, ", ".join(names), access, asks) for (licence, access, asks), names in sorted(groups.items())]
+    return "\n".join(_line(row) for row in (("Licence", "Encoders", "Access", "What it asks"), ("---",) * 4, *rows))

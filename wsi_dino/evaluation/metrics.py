@@ -1,12 +1,14 @@
 """Figures of merit of a classifier; equal to scikit-learn's, and defined where a ratio is 0/0.
 
-A figure is one entry of `_FIGURES`: a function of predictions and weights of slides, so that the same code gives the
-figure of a fold and those of all bootstrap resamples.
+A metric is one entry of `METRICS`, at the end of this file, and nothing else: its function takes predictions and
+weights of slides, so that the same code gives the figure of a fold and those of all bootstrap resamples.
+docs/add-a-metric.md shows how to add one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from wsi_dino.evaluation.bootstrap import FoldPredictions, Statistic, figure_of
 
 
 def binary_metrics(y_true: np.ndarray, score: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Compute `BINARY_METRICS` of one set of predictions.
+    """Compute the metrics of two classes on one set of predictions.
 
     A slide counts as positive when its score is at or above `threshold`. Precision without a
     predicted positive, recall without a positive, specificity without a negative and F1 without
@@ -38,16 +40,17 @@ def binary_metrics(y_true: np.ndarray, score: np.ndarray, threshold: float) -> d
     y_true, score = _checked(y_true, score)
     (tn, fp), (fn, tp) = confusion(y_true, (score >= threshold).astype(int), 2).tolist()
     counts = {"tp": tp, "fp": fp, "tn": tn, "fn": fn}
+    names = metric_names(2)
     if not len(score):
-        return {**dict.fromkeys(BINARY_METRICS, float("nan")), **counts, "undefined": list(BINARY_METRICS)}
+        return {**dict.fromkeys(names, float("nan")), **counts, "undefined": list(names)}
     wholes = {"auc": tp + fn and tn + fp, "average_precision": tp + fn and tn + fp, "precision": tp + fp}
     wholes |= {"recall": tp + fn, "specificity": tn + fp, "f1": 2 * tp + fp + fn}
-    figures = _figures(FoldPredictions(y_true, score, [], threshold), BINARY_METRICS)
+    figures = _figures(FoldPredictions(y_true, score, [], threshold), names)
     return {**figures, **counts, "undefined": [name for name, whole in wholes.items() if not whole]}
 
 
 def multiclass_metrics(y_true: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
-    """Compute `MULTICLASS_METRICS`; the class with the highest score is predicted.
+    """Compute the metrics of more than two classes; the class with the highest score is predicted.
 
     AUC is the mean over classes of one against the rest; precision, recall and F1 are means over
     classes (macro), 0/0 being 0.0 and named ``precision[2]`` under ``undefined``. The Brier score is
@@ -62,11 +65,12 @@ def multiclass_metrics(y_true: np.ndarray, scores: np.ndarray) -> dict[str, Any]
     truth, called = table.sum(1), table.sum(0)
     wholes = {"precision": called, "recall": truth, "f1": truth + called, "auc": truth * (len(y_true) - truth)}
     undefined = [f"{name}[{c}]" for name, whole in wholes.items() for c in np.flatnonzero(whole == 0)]
-    return {**_figures(FoldPredictions(y_true, scores, []), MULTICLASS_METRICS), "undefined": undefined}
+    figures = _figures(FoldPredictions(y_true, scores, []), metric_names(scores.shape[1]))
+    return {**figures, "undefined": undefined}
 
 
 def _figures(predictions: FoldPredictions, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: figure_of(STATISTICS[name], predictions) for name in names}
+    return {name: figure_of(METRICS[name].compute, predictions) for name in names}
 
 
 def _checked(y_true: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,26 +211,74 @@ def _brier(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
     return np.asarray(weights @ (error if error.ndim == 1 else error.sum(1)) / weights.sum(1))
 
 
+def of_slides(function: Callable[[np.ndarray, np.ndarray, float], float]) -> Statistic:
+    """Make a statistic of a plain function of labels, scores and threshold, such as scikit-learn has.
+
+    For each row of weights the function is called with every slide as often as it was drawn, so that an interval of
+    2,000 resamples calls it 2,000 times a fold: right for any function, slower than one that takes weights.
+
+    Examples:
+        >>> share_called = of_slides(lambda y_true, scores, threshold: float((scores >= threshold).mean()))
+        >>> fold = FoldPredictions(np.array([0, 1]), np.array([0.2, 0.9]), ["a", "b"], 0.5)
+        >>> share_called(fold, np.array([[1, 1], [0, 2], [3, 1]])).tolist()
+        [0.5, 1.0, 0.25]
+    """
+
+    def compute(fold: FoldPredictions, weights: np.ndarray) -> np.ndarray:
+        figures = []
+        for row in weights:
+            drawn = np.repeat(np.arange(len(row)), row.astype(np.int64))
+            figures.append(function(fold.y_true[drawn], fold.scores[drawn], fold.threshold))
+        return np.asarray(figures, np.float64)
+
+    return compute
+
+
 @dataclass(frozen=True)
-class _Figure:
-    """A figure, and for which tasks it is defined."""
+class Metric:
+    """A figure of merit of slides that belong to classes.
+
+    Attributes:
+        compute: a function of (`FoldPredictions`, weights float64 ``(n_rows, n_slides)``) to one figure for each row,
+            NaN where there is none; `of_slides` makes one of a plain function. ``scores`` are ``(n,)`` for two
+            classes, to be cut at ``threshold``, and ``(n, n_classes)`` for more.
+        title: heading in the report.
+        of_two, of_more: whether it is defined for two classes, for more.
+        in_report: whether the report shows it; metrics.json has all.
+        lower_is_better: the report says so.
+    """
 
     compute: Statistic
+    title: str = ""
     of_two: bool = True
     of_more: bool = True
+    in_report: bool = True
+    lower_is_better: bool = False
+
+    @property
+    def heading(self) -> str:
+        """What the report calls it."""
+        return f"{self.title} (lower is better)" if self.lower_is_better else self.title
 
 
-_FIGURES = {
-    "auc": _Figure(_auc),
-    "average_precision": _Figure(_average_precision, of_more=False),
-    "accuracy": _Figure(_accuracy),
-    "balanced_accuracy": _Figure(_balanced_accuracy),
-    "precision": _Figure(_usual("precision")),
-    "recall": _Figure(_usual("recall")),
-    "specificity": _Figure(_specificity, of_more=False),
-    "f1": _Figure(_usual("f1")),
-    "brier": _Figure(_brier),
-}
-STATISTICS: dict[str, Statistic] = {name: figure.compute for name, figure in _FIGURES.items()}
-BINARY_METRICS = tuple(name for name, figure in _FIGURES.items() if figure.of_two)
-MULTICLASS_METRICS = tuple(name for name, figure in _FIGURES.items() if figure.of_more)
+def _named(metrics: dict[str, Metric]) -> dict[str, Metric]:
+    return {name: replace(metric, title=metric.title or name) for name, metric in metrics.items()}
+
+
+METRICS: dict[str, Metric] = _named({
+    "auc": Metric(_auc, "AUC"),
+    "average_precision": Metric(_average_precision, of_more=False, in_report=False),
+    "accuracy": Metric(_accuracy),
+    "balanced_accuracy": Metric(_balanced_accuracy, "balanced acc."),
+    "precision": Metric(_usual("precision")),
+    "recall": Metric(_usual("recall")),
+    "specificity": Metric(_specificity, of_more=False),
+    "f1": Metric(_usual("f1"), "F1"),
+    "brier": Metric(_brier, in_report=False, lower_is_better=True),
+})  # fmt: skip
+STATISTICS: dict[str, Statistic] = {name: metric.compute for name, metric in METRICS.items()}
+
+
+def metric_names(n_classes: int) -> tuple[str, ...]:
+    """Return the names of the metrics that are defined for so many classes, in the order of `METRICS`."""
+    return tuple(name for name, metric in METRICS.items() if (metric.of_two if n_classes == 2 else metric.of_more))

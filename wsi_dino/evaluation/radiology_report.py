@@ -80,7 +80,7 @@ def render_radiology(page: RadiologyPage) -> str:
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "percent": _percent}
+    environment.filters |= {"number": _number, "percent": _percent, "signed": _signed}
     source = resources.files("wsi_dino.evaluation").joinpath("radiology_report.html.jinja").read_text(encoding="utf-8")
     metrics, names = page.metrics, list(page.metrics["labels"])
     return environment.from_string(source).render(
@@ -175,16 +175,21 @@ def _beside_frozen(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     difference, summary = frozen["adapted_less_frozen"], frozen["summary"]
     rows = [
-        {"name": name, "is_mean": False,
-         "figures": [label["auc"], frozen["labels"][name]["auc"], difference["labels"][name]]}
+        _beside(name, label["auc"], frozen["labels"][name]["auc"], difference["labels"][name])
         for name, label in metrics["labels"].items()
-    ]  # fmt: skip
+    ]
     rows += [
-        {"name": f"mean ({name})", "is_mean": True,
-         "figures": [metrics["summary"][name], summary[name], difference[name]]}
+        {**_beside(f"mean ({name})", metrics["summary"][name], summary[name], difference[name]), "is_mean": True}
         for name in ("auc_macro", "auc_macro_frequent")
-    ]  # fmt: skip
-    return {"encoder": frozen["encoder"], "rows": [{**row, "figures": [*map(_figure, row["figures"])]} for row in rows]}
+        if difference[name]["value"] is not None
+    ]
+    return {"encoder": frozen["encoder"], "rows": rows}
+
+
+def _beside(
+    name: str, adapted: Mapping[str, Any], frozen: Mapping[str, Any], less: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    return {"name": name, "is_mean": False, "figures": [_figure(adapted), _figure(frozen)], "less": _figure(less)}
 
 
 def _totals(summary: Mapping[str, Any], check: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -232,6 +237,10 @@ def _average(name: str) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) and np.isfinite(value) else "–"
+
+
+def _signed(value: Any) -> str:
+    return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
 def _percent(value: Any) -> str:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from wsi_dino.evaluation.curves import ScoredFold, mean_roc
+from wsi_dino.evaluation.metrics import METRICS
 from wsi_dino.evaluation.pictures import picture_uri
 from wsi_dino.evaluation.plots import reliability_figure, roc_figure, score_figure, training_figure
 from wsi_dino.evaluation.report_looking import LookingSection, looking_html
 from wsi_dino.evaluation.report_statistics import statistics_html
 from wsi_dino.evaluation.target_report import TITLES, TargetPart
 
-_METRICS = ("auc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")
-_METRIC_TITLES = {"auc": "AUC", "balanced_accuracy": "balanced acc.", "f1": "F1"}
 _LISTED_PREDICTIONS = 5000
 
 
@@ -139,8 +138,8 @@ def _class_context(content: ReportInput) -> dict[str, Any]:
         "auc": auc,
         "verdict": verdict(auc, metrics["classes"]),
         "has_threshold": True,
-        "metric_names": [name for name in _METRICS if name in metrics["summary"]],
-        "metric_titles": _METRIC_TITLES,
+        "metric_names": [name for name in METRICS if METRICS[name].in_report and name in metrics["summary"]],
+        "metric_titles": {name: metric.heading for name, metric in METRICS.items()},
         "confusion": confusion_table(content.predictions, metrics["classes"]),
         "statistics": statistics_html(metrics),
     }

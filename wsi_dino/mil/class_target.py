@@ -9,13 +9,7 @@ import numpy as np
 
 from wsi_dino.evaluation.bootstrap import FoldPredictions, Statistic
 from wsi_dino.evaluation.cohort import CohortRow
-from wsi_dino.evaluation.metrics import (
-    BINARY_METRICS,
-    MULTICLASS_METRICS,
-    STATISTICS,
-    binary_metrics,
-    multiclass_metrics,
-)
+from wsi_dino.evaluation.metrics import METRICS, binary_metrics, metric_names, multiclass_metrics
 from wsi_dino.evaluation.threshold import Threshold, choose_threshold
 from wsi_dino.mil.objective import CrossEntropy, Objective
 from wsi_dino.mil.target_kind import SeenFold, TargetKind
@@ -46,7 +40,7 @@ class ClassTarget(TargetKind):
     @property
     def statistics(self) -> Mapping[str, Statistic]:
         """Those of two classes or of more."""
-        return {name: STATISTICS[name] for name in (BINARY_METRICS if self.is_binary else MULTICLASS_METRICS)}
+        return {name: METRICS[name].compute for name in metric_names(len(self.names))}
 
     def truth(self, row: CohortRow) -> tuple[float, ...]:
         """Return the class index."""

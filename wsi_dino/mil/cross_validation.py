@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ class FoldResult:
         rows, history = tuple(record["predictions"]), tuple(record["history"])
         numbers = (record["metrics"], history, record["best_epoch"], record["precision"])
         return cls(record["fold"], rows, threshold, *numbers, model)
+
+    def judged(self, target: TargetKind) -> FoldResult:
+        """Return it with the figures that `target` has now: a metric may have been added since it was trained."""
+        rows = [row for row in self.predictions if row["subset"] == "test"]
+        return replace(self, metrics=target.figures(rows, self.threshold.value if self.threshold else None))
 
 
 def fold_spec(spec: TrainingSpec, fold_index: int) -> TrainingSpec:

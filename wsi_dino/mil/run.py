@@ -213,7 +213,7 @@ def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: 
     folder, files, queue, leaks, identity = task.files.folder, task.files, task.queue, task.leaks, task.identity
     name = request.learning.result_name(material.encoder)
     rows = queue.rows()
-    results = [FoldResult.from_record(row["result"]) for row in rows]
+    results = [FoldResult.from_record(row["result"]).judged(material.target_kind) for row in rows]
     evenness = [value for row in rows for value in row["evenness"].values()]
     metrics = _figures(material, split, request, results, evenness, identity, leaks)
     if request.learning.search:

@@ -104,7 +104,7 @@ def write_stack(
         geometry: of the view's slices.
     """
     stacks = [encoder.encode(picture, geometry) for picture in pictures_of(apply_view(grey, view), meeting)]
-    joined = [np.concatenate(of_layer, axis=1) for of_layer in zip(*stacks, strict=True)]
+    joined = stacks[0] if len(stacks) == 1 else [np.concatenate(maps, axis=1) for maps in zip(*stacks, strict=True)]
     write_tensors(path, {f"map_{i}": stack for i, stack in enumerate(joined)}, {"view": view})
     return [list(stack.shape) for stack in joined]
 

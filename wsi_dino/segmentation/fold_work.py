@@ -26,12 +26,13 @@ from wsi_dino.segmentation.model_file import read_network
 from wsi_dino.segmentation.prepared import PreparedCase
 from wsi_dino.segmentation.request import ScoringSpec
 from wsi_dino.segmentation.scores import score_labels
+from wsi_dino.segmentation.sliding_window import most_likely
 from wsi_dino.segmentation.training import Sample, SampleSource, Trainer, TrainingSpec, autocast, moved
 from wsi_dino.volumes.nifti_channels import write_labels_like
 
 Notice = Callable[[str], None]
 _WATCHED_CASES, _WATCHED_TIMES = 8, 10
-_ROW_FORMAT = 2
+_ROW_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,7 @@ def _score(context: FoldContext, fold: SegmentationFold, case_id: str, network: 
     began = time.perf_counter()
     chances = context.learner.probabilities(network, case_id, device=context.device, precision=context.precision)
     seconds = round(time.perf_counter() - began, 3)
-    values = np.array(context.learner.facts(fold.number).label_values, np.uint8)
-    labels = values[chances.argmax(0)]
+    labels = most_likely(chances, context.learner.facts(fold.number).label_values)
     n_bytes = _keep(context, fold, case_id, labels) if context.keep_predictions else None
     prepared = context.prepared[case_id]
     scores = score_labels(

@@ -17,8 +17,8 @@ from wsi_dino.segmentation.feature_maps import SliceEncoder
 from wsi_dino.segmentation.feature_stack import Crop
 from wsi_dino.segmentation.model_file import SegmentationModel
 from wsi_dino.segmentation.request import SegmentRequest
-from wsi_dino.segmentation.sliding_window import predict_volume
-from wsi_dino.segmentation.stack_samples import StackedCase, StackSamples, grey_of, statistics_of
+from wsi_dino.segmentation.sliding_window import added, predict_volume
+from wsi_dino.segmentation.stack_samples import StackedCase, StackSamples, grey_of, statistics_of, turned
 from wsi_dino.segmentation.training import SampleSource, autocast, moved
 from wsi_dino.segmentation.views import VIEWS, undo_view
 
@@ -122,9 +122,9 @@ def mean_of_views(
     precision: str,
 ) -> Probabilities:
     """Return the class probabilities of a case, averaged over `views` of its slices."""
-    total: Any = 0
+    total: Probabilities | None = None
     for view in views:
-        answer = _stack_answer(network, case, view, with_grey=facts.image_skip, device=device, precision=precision)
+        answer = _stack_answer(network, facts, case, view, device=device, precision=precision)
         found = predict_volume(
             case.stacks[view],
             answer,
@@ -132,22 +132,33 @@ def mean_of_views(
             window_slices=facts.window_slices,
             window_cells=facts.window_cells,
         )
-        total = total + undo_view(found, view)
-    mean: Probabilities = total / len(views)
-    return mean
+        total = added(total, undo_view(found, view))
+    assert total is not None
+    total /= len(views)
+    return total
 
 
 def _stack_answer(
-    network: nn.Module, case: StackedCase, view: str, *, with_grey: bool, device: str, precision: str
+    network: nn.Module, facts: SegmentationModel, case: StackedCase, view: str, *, device: str, precision: str
 ) -> Callable[[Crop], Any]:
-    """Return what gives the class probabilities of a crop of a case in a view."""
+    """Return what gives the class probabilities of a crop of a case in a view.
+
+    Training turns the order of slices round for every second sample, so both orders are asked and averaged; a linear
+    decoder does not look across slices.
+    """
+    orders = (False,) if facts.decoder == "linear" else (False, True)
 
     def answer(crop: Crop) -> Any:
         inputs: tuple[Any, ...] = (crop.maps, crop.row_positions, crop.col_positions)
-        if with_grey:
+        if facts.image_skip:
             inputs = (*inputs, grey_of(case.prepared, view, crop))
-        with autocast(device, precision):
-            logits = network(*moved(inputs, device))
-        return logits.float().softmax(1)
+        inputs = moved(inputs, device)
+        found = []
+        for is_turned in orders:
+            with autocast(device, precision):
+                logits = network(*(turned(inputs) if is_turned else inputs))
+            chances = logits.float().softmax(1)
+            found.append(chances.flip(2) if is_turned else chances)
+        return sum(found) / len(found)
 
     return answer

@@ -24,6 +24,7 @@ from wsi_dino.segmentation.grey import as_grey
 from wsi_dino.segmentation.learners import mean_of_views
 from wsi_dino.segmentation.model_file import SegmentationModel, read_facts, read_network
 from wsi_dino.segmentation.prepared import PreparedCase, write_prepared
+from wsi_dino.segmentation.sliding_window import added, most_likely
 from wsi_dino.segmentation.stack_samples import StackedCase
 from wsi_dino.segmentation.views import VIEWS
 from wsi_dino.volumes.nifti_channels import write_labels_like
@@ -65,11 +66,14 @@ class Predictor:
         dataset = SegmentationDataset(self.facts.dataset, (), self.channels, self.facts.classes, resample=True)
         volumes = read_case(Case("new", "new", tuple(images), None), dataset)
         grey = np.stack([as_grey(v, c) for v, c in zip(volumes.channels, self.channels, strict=True)])
+        spacing_mm = volumes.spacing_mm
+        del volumes  # four times as large as what is needed from here on
         with tempfile.TemporaryDirectory(prefix="wsi-dino-") as folder:
-            row = write_prepared(Path(folder) / "case.safetensors", "new", grey, None, volumes.spacing_mm)
+            row = write_prepared(Path(folder) / "case.safetensors", "new", grey, None, spacing_mm)
+            del grey
             case = PreparedCase.of_row(Path(folder) / "case.safetensors", {**row, "fingerprint": ""})
             chances = self._from_voxels(case) if self.encoder is None else self._from_stack(case, Path(folder))
-        return np.array(self.facts.label_values, np.uint8)[chances.argmax(0)]
+        return most_likely(chances, self.facts.label_values)
 
     def _from_voxels(self, case: PreparedCase) -> npt.NDArray[np.float32]:
         from wsi_dino.segmentation.monai_learner import network_probabilities
@@ -94,13 +98,13 @@ class Predictor:
             write_stack(path, case.grey(), view, self.encoder, plan.meeting, geometry)
             stacks[view] = FeatureStack(path, case.shape[0], geometry, plan.layers)
         stacked = StackedCase(case, stacks)
-        total: Any = 0
+        total: npt.NDArray[np.float32] | None = None
         for network in self.networks:
-            total = total + mean_of_views(
-                network, facts, stacked, views, device=self.device, precision=self.precision
-            )  # fmt: skip
-        mean: npt.NDArray[np.float32] = total / len(self.networks)
-        return mean
+            answer = mean_of_views(network, facts, stacked, views, device=self.device, precision=self.precision)
+            total = added(total, answer)
+        assert total is not None
+        total /= len(self.networks)
+        return total
 
 
 def _window(channel: dict[str, Any]) -> tuple[float, float] | None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from wsi_dino.errors import ConfigError
 
 MeetingChoice = Literal["auto", "early", "late"]
 NETWORKS = ("monai-unet", "monai-vnet", "monai-unetr", "monai-swinunetr")
@@ -36,6 +38,15 @@ class FeatureSpec(BaseModel):
     n_views: int = Field(default=2, ge=1, le=8)
     n_test_views: int = Field(default=1, ge=1, le=8)
     meeting: MeetingChoice = "auto"
+
+    @model_validator(mode="after")
+    def _tested_in_what_was_learned(self) -> FeatureSpec:
+        if self.n_test_views > self.n_views:
+            raise ConfigError(
+                f"--test-views {self.n_test_views}: a decoder is worse in views that it has not learned from. Expected "
+                f"at most --views {self.n_views}."
+            )
+        return self
 
 
 class DecoderSpec(BaseModel):

@@ -59,6 +59,28 @@ def _answer(stack: FeatureStack, box: Box, answer: Callable[[Crop], Tensor]) -> 
     return answers, crop
 
 
+def added(total: npt.NDArray[np.float32] | None, more: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the sum, in the first array's own memory: answers for large volumes take gigabytes."""
+    if total is None:
+        return more
+    total += more
+    return total
+
+
+def most_likely(chances: npt.NDArray[np.float32], label_values: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return the label map of class probabilities ``(classes, z, y, x)``, slice by slice to spare memory.
+
+    Examples:
+        >>> most_likely(np.array([[[[0.2, 0.9]]], [[[0.8, 0.1]]]], np.float32), [0, 5])
+        array([[[5, 0]]], dtype=uint8)
+    """
+    values = np.array(label_values, np.uint8)
+    labels = np.empty(chances.shape[1:], np.uint8)
+    for z in range(len(labels)):
+        labels[z] = values[chances[:, z].argmax(0)]
+    return labels
+
+
 def gaussian(shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """Return the weights of a window, 1 in its middle and never 0.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +66,7 @@ class StackSamples:
         grey = grey_of(case.prepared, view, crop) if self.with_grey else None
         inputs: tuple[Tensor | tuple[Tensor, ...] | None, ...] = (crop.maps, crop.row_positions, crop.col_positions)
         inputs = (*inputs, grey) if self.with_grey else inputs
-        return _upside_down(inputs, labels) if rng.random() < 0.5 else Sample(inputs, labels)
+        return Sample(turned(inputs), labels.flip(1)) if rng.random() < 0.5 else Sample(inputs, labels)
 
     def _box(self, case: StackedCase, view: str, stack: FeatureStack, rng: np.random.Generator) -> Box:
         whole = stack.whole
@@ -116,13 +117,11 @@ def _around(centre: int, length: int, size: int, rng: np.random.Generator) -> tu
     return start, start + size
 
 
-def _upside_down(inputs: tuple[object, ...], labels: Tensor) -> Sample:
-    def turned(value: object) -> object:
-        if isinstance(value, tuple):
-            return tuple(turned(item) for item in value)
-        return value.flip(2) if isinstance(value, Tensor) and value.ndim == 5 else value
-
-    return Sample(tuple(turned(value) for value in inputs), labels.flip(1))
+def turned(inputs: Any) -> Any:
+    """Return a decoder's inputs with the order of slices turned round."""
+    if isinstance(inputs, tuple):
+        return tuple(turned(item) for item in inputs)
+    return inputs.flip(2) if isinstance(inputs, Tensor) and inputs.ndim == 5 else inputs
 
 
 def statistics_of(cases: Sequence[StackedCase], n_cases: int = 16) -> tuple[list[Tensor], list[Tensor]]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from wsi_dino.errors import CohortError
 from wsi_dino.radiology.datasets.label_names import label_places
+from wsi_dino.radiology.datasets.unlisted import require_none_unlisted
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp")
 _SHOWN = 5
@@ -81,12 +82,14 @@ class ImageSet:
         columns = label_places(self.name, self.label_names, names)
         return replace(self, label_names=tuple(names), targets=self.targets[:, columns])
 
-    def settled(self, *, skip_missing: bool) -> ImageSet:
+    def settled(self, *, skip_missing: bool, refuse_unlisted: bool = False) -> ImageSet:
         """Return the set as it can be used: rows without any known label left out, and on request those without a file.
 
         Raises:
-            CohortError: no image is left.
+            CohortError: no image is left, or `refuse_unlisted` and there are files of which the table does not speak.
         """
+        if refuse_unlisted:
+            require_none_unlisted(self.name, self.unlisted)
         known = ~np.isnan(self.targets).all(1)
         there = np.array([file is not None for file in self.files], bool)
         if not there.any():

@@ -11,7 +11,7 @@ import numpy as np
 from wsi_dino.errors import CohortError, nearest_name
 from wsi_dino.evaluation.label_table import read_columns
 from wsi_dino.radiology.datasets.image_set import ImageIndex, ImageSet
-from wsi_dino.radiology.datasets.label_columns import Columns, choose_labels
+from wsi_dino.radiology.datasets.label_columns import Columns, choose_labels, without_duplicates
 from wsi_dino.radiology.datasets.volume_row import path_within
 
 SUBSET_COLUMNS = ("subset", "split")
@@ -19,7 +19,9 @@ _SUBSETS = {"train": "train", "training": "train", "val": "val", "valid": "val",
 _KNOWN = ("image", "patient_id", *SUBSET_COLUMNS)
 
 
-def read_image_table(csv_path: Path, root: Path, *, labels: Sequence[str] = ()) -> ImageSet:
+def read_image_table(
+    csv_path: Path, root: Path, *, labels: Sequence[str] = (), drop_duplicates: bool = False
+) -> ImageSet:
     """Read a table with an image a row.
 
     Columns: ``image`` (path below `root`, or a file name that is unique there), ``patient_id``, if wanted
@@ -31,15 +33,17 @@ def read_image_table(csv_path: Path, root: Path, *, labels: Sequence[str] = ()) 
         root: folder of the images.
         labels: ``COLUMN``, ``FIRST..LAST`` (columns as they stand side by side), or ``COLUMN=VALUE`` (1 where the
             column holds that value, 0 where it holds another).
+        drop_duplicates: leave out rows that say what an earlier row says.
 
     Raises:
         CohortError: a column is missing, an image stands twice, a path leaves `root`, or a label is neither 0 nor 1.
     """
-    columns = read_columns(csv_path)
+    columns: Columns = read_columns(csv_path)
     for name in ("image", "patient_id"):
         if name not in columns:
             near = nearest_name(name, columns)
             raise CohortError(f"Reading {csv_path}: there is no column {name!r}.{near} It has {', '.join(columns)}.")
+    columns, dropped = without_duplicates(csv_path, columns, "image", drop=drop_duplicates)
     chosen, remarks = choose_labels(csv_path, columns, labels, _KNOWN)
     index = ImageIndex(root)
     _require_ids(csv_path, columns)
@@ -56,21 +60,15 @@ def read_image_table(csv_path: Path, root: Path, *, labels: Sequence[str] = ()) 
         subsets=subsets,
         scheme=f"subsets of {csv_path.name}" if subsets else "",
         unlisted=index.unlisted(files),
-        remarks=remarks,
+        remarks=dropped + remarks,
     )
 
 
 def _require_ids(csv_path: Path, columns: Columns) -> None:
-    seen: dict[str, int] = {}
     for row, (image, patient) in enumerate(zip(columns["image"], columns["patient_id"], strict=True), 2):
         if not image or not patient:
             empty = "image" if not image else "patient_id"
             raise CohortError(f"Reading {csv_path}: {empty} is empty in row {row}. Every row needs one.")
-        if image in seen:
-            raise CohortError(
-                f"Reading {csv_path}: image {image!r} stands in rows {seen[image]} and {row}. Keep one row an image."
-            )
-        seen[image] = row
 
 
 def _file(index: ImageIndex, cell: str, where: str) -> str | None:

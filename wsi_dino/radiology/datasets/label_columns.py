@@ -12,6 +12,7 @@ from wsi_dino.errors import CohortError, nearest_name
 from wsi_dino.evaluation.label_table import is_empty
 from wsi_dino.radiology.datasets.volume_row import label_value
 
+_SHOWN = 5
 _BINARY = frozenset({"0", "1", "0.0", "1.0"})
 
 Columns = Mapping[str, Sequence[str]]
@@ -41,6 +42,40 @@ class LabelColumn:
         where = f"Reading {csv_path}, column {self.column!r}"
         # rows are counted as in a spreadsheet, the header being row 1
         return np.array([label_value(cell, f"{where}, row {i}") for i, cell in enumerate(cells, 2)], np.float32)
+
+
+def without_duplicates(
+    csv_path: Path, columns: Columns, key: str, *, drop: bool
+) -> tuple[Columns, tuple[str, ...]]:  # fmt: skip
+    """Return the table with one row for each value of `key`, and a remark on what was dropped.
+
+    Args:
+        csv_path: the table, for messages.
+        columns: its cells.
+        key: column that names the image or volume of a row.
+        drop: leave out rows that say what an earlier row says; without, they are an error like contradictory ones.
+
+    Raises:
+        CohortError: a value stands in two rows; both are named, and how many there are.
+    """
+    first: dict[str, int] = {}
+    again = [(row, first[cell]) for row, cell in enumerate(columns[key]) if first.setdefault(cell, row) != row]
+    says = list(zip(*columns.values(), strict=True))
+    wrong = [(row, before) for row, before in again if not drop or says[row] != says[before]]
+    if wrong:
+        row, before = wrong[0]
+        alike = says[row] == says[before]
+        advice = "Keep one row each, or give --duplicates drop" if alike else "The rows differ: keep the right one"
+        raise CohortError(
+            f"Reading {csv_path}: {columns[key][row]!r} stands in rows {before + 2} and {row + 2} ({len(again)} rows "
+            f"name what an earlier one names). {advice}."
+        )
+    if not again:
+        return columns, ()
+    gone = {row for row, _ in again}
+    kept = {name: [cell for row, cell in enumerate(cells) if row not in gone] for name, cells in columns.items()}
+    shown = ", ".join(dict.fromkeys(columns[key][row] for row, _ in again[:_SHOWN]))
+    return kept, (f"{len(again)} rows say what an earlier one says and were dropped, as asked: {shown}",)
 
 
 def choose_labels(

@@ -27,12 +27,14 @@ class DataRequest:
         baselines: columns of numbers to be judged beside, of a table alone.
         split: ``auto`` (the first of the reader's own, else folds), ``folds``, or one of the reader's own.
         release: ``auto``, or one of the reader's.
+        drop_duplicates: of a table: leave out rows that say what an earlier row says.
     """
 
     labels: tuple[str, ...] = ()
     baselines: tuple[str, ...] = ()
     split: str = AUTO
     release: str = AUTO
+    drop_duplicates: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def read_images(dataset: str, root: Path, request: DataRequest) -> ImageSet:
     if reader is None:
         from wsi_dino.radiology.datasets.image_table import read_image_table
 
-        images = read_image_table(Path(dataset), root, labels=request.labels)
+        images = read_image_table(Path(dataset), root, labels=request.labels, drop_duplicates=request.drop_duplicates)
     else:
         read = reader.read(root, _settled(reader, request))
         assert isinstance(read, ImageSet)
@@ -98,7 +100,13 @@ def read_volumes(dataset: str, root: Path, request: DataRequest) -> VolumeTable:
     if reader is None:
         from wsi_dino.radiology.datasets.volume_table import read_volume_table
 
-        table = read_volume_table(Path(dataset), root, labels=request.labels, baselines=request.baselines)
+        table = read_volume_table(
+            Path(dataset),
+            root,
+            labels=request.labels,
+            baselines=request.baselines,
+            drop_duplicates=request.drop_duplicates,
+        )
     else:
         if request.baselines:
             raise ConfigError(f"--baseline names a column of a table of your own; {dataset} has none.")

@@ -11,6 +11,7 @@ import numpy as np
 
 from wsi_dino.errors import CohortError
 from wsi_dino.radiology.datasets.label_names import label_places
+from wsi_dino.radiology.datasets.unlisted import require_none_unlisted
 from wsi_dino.volumes.volume import Rescale
 
 VOLUME_ENDINGS = (".nii.gz", ".nii")
@@ -136,12 +137,14 @@ def label_value(cell: str, where: str) -> float:
     return float(cell)
 
 
-def settle_missing(table: VolumeTable, *, skip: bool) -> VolumeTable:
+def settle_missing(table: VolumeTable, *, skip: bool, refuse_unlisted: bool = False) -> VolumeTable:
     """Return the table with volumes whose file is absent named; with `skip` they take no part.
 
     Raises:
-        CohortError: no volume is there at all.
+        CohortError: no volume is there at all, or `refuse_unlisted` and there are some that the table does not name.
     """
+    if refuse_unlisted:
+        require_none_unlisted(table.name, table.unlabelled)
     missing = tuple(row.volume_id for row in table.rows if not row.path.exists())
     if len(missing) == len(table.rows):
         first = table.rows[0].path if table.rows else "(the table has no row)"

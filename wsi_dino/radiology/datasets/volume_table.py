@@ -10,7 +10,7 @@ import numpy as np
 
 from wsi_dino.errors import CohortError, nearest_name
 from wsi_dino.evaluation.label_table import read_columns
-from wsi_dino.radiology.datasets.label_columns import Columns, choose_labels
+from wsi_dino.radiology.datasets.label_columns import Columns, choose_labels, without_duplicates
 from wsi_dino.radiology.datasets.volume_row import (
     VolumeRow,
     VolumeTable,
@@ -30,21 +30,29 @@ _KNOWN = (
 
 
 def read_volume_table(
-    csv_path: Path, root: Path, *, labels: Sequence[str] = (), baselines: Sequence[str] = ()
+    csv_path: Path,
+    root: Path,
+    *,
+    labels: Sequence[str] = (),
+    baselines: Sequence[str] = (),
+    drop_duplicates: bool = False,
 ) -> VolumeTable:
     """Read a table with a volume a row.
 
     Columns: ``volume`` (also ``image`` or ``path``: file or DICOM folder below `root`), ``patient_id``; if wanted
     ``volume_id``, ``scan_id``, ``subset`` (train, val, test), ``rescale_slope`` with ``rescale_intercept``,
     ``spacing_x_mm`` with ``_y_`` and ``_z_``. Every further column of 0, 1 and empty cells is a label, unless
-    `labels` names some (see `choose_labels`).
+    `labels` names some (see `choose_labels`). With `drop_duplicates` rows that say what an earlier row says
+    are left out.
 
     Raises:
         CohortError: a column is missing, a volume stands twice, a path leaves `root`, a label is neither 0 nor 1,
             a patient is in two subsets, or a number is none.
     """
-    columns = read_columns(csv_path)
+    columns: Columns = read_columns(csv_path)
     path_column = _path_column(csv_path, columns)
+    key = "volume_id" if "volume_id" in columns and all(columns["volume_id"]) else path_column
+    columns, dropped = without_duplicates(csv_path, columns, key, drop=drop_duplicates)
     _require_baselines(csv_path, columns, baselines)
     chosen, remarks = choose_labels(csv_path, columns, labels, (*_KNOWN, *baselines))
     targets = np.stack([label.values(csv_path, columns) for label in chosen], axis=1).astype(np.float64)
@@ -57,7 +65,7 @@ def read_volume_table(
     known, left_out = without_unlabelled_rows(rows)
     names = tuple(label.name for label in chosen)
     unlabelled = _not_in_table(root, rows)
-    return VolumeTable(csv_path.stem, names, known, left_out, unlabelled=unlabelled, remarks=remarks)
+    return VolumeTable(csv_path.stem, names, known, left_out, unlabelled=unlabelled, remarks=dropped + remarks)
 
 
 def _path_column(csv_path: Path, columns: Columns) -> str:
