@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -149,17 +150,15 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def write_hdf5_atomically(path: Path) -> Iterator[Any]:
     """Yield a new `h5py.File`, which becomes `path` on success; see `write_atomically`.
 
-    HDF5 crashes the process when a file cannot be closed for want of space, so a file that fails makes room first.
+    It is in memory, compressed as asked for, until it is whole: HDF5 crashes the process when a disk is full.
     """
     import h5py
 
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
-        try:
-            yield file
-            file.flush()
-        except BaseException:
-            os.truncate(temporary, 0)
-            raise
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        yield file
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -197,10 +196,6 @@ def storage_errors(path: Path) -> Iterator[None]:
         if storage is None:
             raise
         raise storage from error
-    except RuntimeError as error:
-        if "errno = 28" not in str(error):  # HDF5 closing a file
-            raise
-        raise as_storage_error(OSError(errno.ENOSPC, str(error)), path) or error from error
 
 
 def as_storage_error(error: OSError, path: Path) -> StorageError | None:
