@@ -9,10 +9,12 @@ from typing import Any
 import typer
 
 from wsi_dino import __version__
-from wsi_dino.cli import console, project_file
+from wsi_dino.cli import console, launching, project_file
 from wsi_dino.cli.grouped_help import GroupedCommand
+from wsi_dino.cli.launchers.task import end_with_parent
 from wsi_dino.errors import StorageError, WsiDinoError
 from wsi_dino.provenance import as_storage_error
+from wsi_dino.worker_record import end_all
 
 # typer carries a click of its own in some releases: this names the base of its usage errors in all of them
 _CLICK_EXCEPTION: Any = typer.BadParameter.__mro__[2]
@@ -47,7 +49,8 @@ def register_verbs() -> None:
 
     app.registered_commands.clear()  # `main` may run more than once in a process
     for name, function in verbs.VERBS.items():
-        app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
+        settings = {"allow_interspersed_args": False} if name == "plan" else None  # what follows is another command
+        app.command(name, cls=GroupedCommand, help=function.__doc__, context_settings=settings)(function)
     app.registered_groups.clear()
     for name, make_group in verbs.GROUPS.items():
         app.add_typer(make_group(), name=name)
@@ -66,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     Exit codes: 0 done, 1 some items failed, 2 wrong usage or input, 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    end_with_parent()
+    launching.remember(arguments)
     register_verbs()
     command = typer.main.get_command(app)
     as_json = "--json" in arguments
@@ -88,3 +93,5 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except OSError as error:
         console.fail(_storage_error(error), as_json=as_json)
+    finally:
+        end_all()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
 from wsi_dino.errors import WsiDinoError
+from wsi_dino.heartbeat import note_progress
 from wsi_dino.provenance import plain_value, without_nan
 
 _PLAIN_EVERY_S = 10.0
@@ -33,7 +34,17 @@ def progress(title: str, total: float | None = None, unit: str = "slides") -> It
     if sys.stderr.isatty():
         yield from _bar(title, total, unit)
     else:
-        yield _Lines(title, total, unit)
+        yield _noted(_Lines(title, total, unit))
+
+
+def _noted(report: Progress) -> Progress:
+    """Return `report` as a sign of life, too."""
+
+    def noted(advance: float = 0, *, total: float | None = None, text: str | None = None) -> None:
+        note_progress()
+        report(advance, total=total, text=text)
+
+    return noted
 
 
 def _bar(title: str, total: float | None, unit: str) -> Iterator[Progress]:
@@ -58,7 +69,7 @@ def _bar(title: str, total: float | None, unit: str) -> Iterator[Progress]:
             changed: dict[str, Any] = {"total": total, "text": text}
             bar.update(task, advance=advance, **{key: value for key, value in changed.items() if value is not None})
 
-        yield report
+        yield _noted(report)
 
 
 class _Lines:

@@ -211,7 +211,7 @@ def embed(
     from wsi_dino.cli.embed_request import EmbedRequest
 
     request = EmbedRequest(run, encoders, spec, stain_reference, slides_folder, workers)
-    outcome, processes = _embed(request, device, len(folder.rows("tile")))
+    outcome, processes = _embed(request, device, len(folder.row_names("tile")))
     if as_json:
         console.print_json(_as_json(run, outcome, processes))
     else:
@@ -239,7 +239,7 @@ def typed(ctx: typer.Context, name: str) -> bool:
 
 def _require_tiles(folder: RunFolder) -> None:
     """Fail before torch is imported and weights are read."""
-    if not folder.rows("tile"):
+    if not folder.row_names("tile"):
         raise ConfigError(
             f"Embedding {folder.path}: no slide of it is tiled. Run `wsi-dino tile SLIDES --run {folder.path}` first."
         )

@@ -53,10 +53,12 @@ def embed_here(
         progress: told of tiles.
         notice: told what a reader should know before the work starts.
     """
+    from wsi_dino.encoders.executors import sharing_processes
     from wsi_dino.encoders.loading import load_encoder
     from wsi_dino.pathology.embedding import embed_slides
     from wsi_dino.pathology.stain import StainReference
 
+    processes = max(processes, sharing_processes())
     method, reference = request.spec.stain_method, request.stain_reference
     stain = None if method is None or reference is None else StainReference(method, reference)
     encoders = [

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_dino import share
 from wsi_dino.cli import adapting, console
 from wsi_dino.cli.mil_outcome import Done, say_exclusions
 from wsi_dino.cli.run_pictures import RunPictures
 
 if TYPE_CHECKING:
     from wsi_dino.mil.material import Material
-    from wsi_dino.mil.run import Bars, MilRequest
+    from wsi_dino.mil.run import Bars, MilRequest, OpenTask
     from wsi_dino.mil.tasks import Task
     from wsi_dino.run_folder import RunFolder
 
@@ -41,7 +42,7 @@ def work_off(run: RunFolder, labels: Path, orders: Sequence[Order], given: dict[
     """
     work = _Work(run, labels, given, several=sum(len(order.requests) for order in orders) > 1)
     if given["adapt"]:
-        return [work.adapted(order) for order in orders]
+        return work.all_adapted(orders)
     return work.together(orders) if _are_trained_together(orders) else work.one_by_one(orders)
 
 
@@ -64,7 +65,10 @@ class _Work:
         done = []
         for order in orders:
             material = self._material(order)
-            done += [self._alone(order, material, request) for request in order.requests]
+            for request in order.requests:
+                with share.one_part():
+                    done.append(self._alone(order, material, request))
+        share.end_all_parts()
         return done
 
     def together(self, orders: Sequence[Order]) -> list[Done]:
@@ -73,6 +77,7 @@ class _Work:
         for order in orders:
             by_encoder.setdefault(order.encoder, []).append(order)
         done = {name: self._over_one_encoder(name, those) for name, those in by_encoder.items()}
+        share.end_all_parts()
         return [each for order in orders for each in done[order.encoder][order.task.name]]
 
     def _over_one_encoder(self, encoder: str, orders: Sequence[Order]) -> dict[str, list[Done]]:
@@ -90,6 +95,8 @@ class _Work:
         }
         with console.progress(f"mil {encoder}: models trained together", unit="epochs") as progress:
             work_together(list(opened.values()), progress)
+        if share.current() is not None:
+            return self._parts(orders, materials, list(opened.values()))
 
         def finish(order: Order, place: int, request: MilRequest) -> Done:
             material = materials[order.task.name]
@@ -102,6 +109,32 @@ class _Work:
             order.task.name: [finish(order, place, request) for place, request in enumerate(order.requests)]
             for order in orders
         }
+
+    def _parts(
+        self, orders: Sequence[Order], materials: Mapping[str, Material], opened: Sequence[OpenTask]
+    ) -> dict[str, list[Done]]:
+        """Work on this process's part of what is not trained together, and say that nothing is finished here."""
+        from wsi_dino.mil.joint_work import trains_together
+        from wsi_dino.mil.run import finish_task
+
+        for task in opened:
+            with share.one_part():
+                finish_task(task)
+        for order in orders:
+            for request in order.requests:
+                with share.one_part():
+                    if not trains_together(request.learning):
+                        self._alone(order, materials[order.task.name], request)
+        return {}
+
+    def all_adapted(self, orders: Sequence[Order]) -> list[Done]:
+        """Learn and judge an adapter a fold; a process with a part of the work stops once the features are there."""
+        done = []
+        for order in orders:
+            with share.one_part():
+                done.append(self.adapted(order))
+        share.end_all_parts()
+        return done
 
     def adapted(self, order: Order) -> Done:
         bars = self._bars(order, order.requests[0])

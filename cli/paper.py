@@ -10,6 +10,7 @@ import typer
 
 from wsi_dino.cli import console
 from wsi_dino.cli.grouped_help import GroupedCommand
+from wsi_dino.cli.launching import launching_steps
 from wsi_dino.cli.options import JsonOption
 from wsi_dino.cli.paper_report import report as paper_report
 from wsi_dino.cli.paper_run import run as paper_run
@@ -27,7 +28,7 @@ def paper_app() -> typer.Typer:
         name="paper", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
         help="The benchmark paper: do its tables agree with themselves, and what comes out here?",
     )  # fmt: skip
-    for name, function in (("verify", verify), ("run", paper_run), ("report", paper_report)):
+    for name, function in (("verify", verify), ("run", launching_steps(paper_run)), ("report", paper_report)):
         app.command(name, cls=GroupedCommand, help=function.__doc__)(function)
     return app
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
+from wsi_dino.cli.launching import passed_on
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
 from wsi_dino.errors import ConfigError
 
@@ -92,8 +93,11 @@ def run(
     if not as_json:
         _print_plan(made, context, found)
     if plan:
+        reasons = _reasons(made, context, before)
         if as_json:
-            console.print_json(_plan_record(made, context, found, totals(found)))
+            console.print_json(_plan_record(made, context, found, totals(found)) | {"cells": reasons})
+        else:
+            _print_reasons(reasons)
         return
     outcomes = _run(made, context, before, run_command)
     _finish(made, context, outcomes, found, as_json=as_json)
@@ -163,7 +167,6 @@ def _run(
             if complaint:
                 console.say(complaint)
 
-    keep([])
     return run_plan(made, RunFolder(context.run), roots, run_command, tell, keep)
 
 
@@ -175,7 +178,9 @@ def in_its_own_process(words: Sequence[str], log: Path) -> int:
     """Run a command line as a program of its own; what it says goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run([sys.executable, "-m", "wsi_dino.cli", *words], stdout=stream, stderr=stream, check=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "wsi_dino.cli", *passed_on(words)], stdout=stream, stderr=stream, check=False
+        )
     return done.returncode
 
 
@@ -190,7 +195,7 @@ def in_this_process(words: Sequence[str], log: Path) -> int:
         contextlib.redirect_stderr(stream),
     ):
         try:
-            main(list(words))
+            main(passed_on(words))
         except SystemExit as leaving:
             return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
         except Exception as error:  # one broken command must not end the others, as in a process of its own
@@ -219,6 +224,21 @@ def _print_plan(made: Plan, context: Context, found: Sequence[Estimate]) -> None
     for what, missing in (("dataset", made.missing_datasets), ("encoder", made.missing_encoders)):
         for name, why in missing.items():
             print(f"not run: {what} {name}: {why}")
+
+
+def _reasons(made: Plan, context: Context, before: PaperState) -> list[dict[str, Any]]:
+    from wsi_dino.paper.cells import Results, make_tables
+    from wsi_dino.paper.document import reasons_by_table
+    from wsi_dino.paper.state import planned_state
+
+    results = Results(context.run, planned_state(context.run, made, context.entries, before))
+    return reasons_by_table(make_tables(results))
+
+
+def _print_reasons(reasons: Sequence[Mapping[str, Any]]) -> None:
+    print("\nCells of the tables without a number of ours, and why:")
+    for row in reasons:
+        print(f"  Table {row['table']}: {row['cells']} cells: {row['reason']}")
 
 
 def _shown(estimate: Estimate) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_dino.encoders.plugins import use_plugin_files
 from wsi_dino.errors import ConfigError, nearest_name
+from wsi_dino.remote import is_remote
 
 PROJECT_FILE = "wsi-dino.yaml"
 
@@ -23,6 +24,7 @@ class ProjectFile(BaseModel):
         run: folder of the run, for every verb.
         encoders: Python files with encoders of your own, see docs/add-an-encoder.md; their code is run.
         tile, embed, mil: options of these verbs by their long names, with ``_`` for ``-``.
+        launchers: settings of ``--launcher``, by its name and then by key, see docs/scale.md.
         tasks: for ``mil --task NAME``: the target column and, for text labels, the order of classes.
     """
 
@@ -35,6 +37,7 @@ class ProjectFile(BaseModel):
     tile: dict[str, Any] = {}
     embed: dict[str, Any] = {}
     mil: dict[str, Any] = {}
+    launchers: dict[Literal["local", "slurm", "ray"], dict[str, Any]] = {}
     tasks: dict[str, dict[str, Any]] = {}
 
 
@@ -57,7 +60,7 @@ def read_project_file(folder: Path | None = None) -> ProjectFile | None:
 
 def _absolute(project: ProjectFile, folder: Path) -> dict[str, Path | list[Path]]:
     paths = {"slides": project.slides, "labels": project.labels, "run": project.run}
-    absolute = {key: folder / path for key, path in paths.items() if path is not None}
+    absolute = {key: path if is_remote(path) else folder / path for key, path in paths.items() if path is not None}
     return {**absolute, "encoders": [folder / path for path in project.encoders]}
 
 

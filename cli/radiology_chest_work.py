@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_dino import share
 from wsi_dino.cli import console
 from wsi_dino.cli.probe_adapting import adapt_request
 from wsi_dino.errors import ConfigError
@@ -70,9 +71,11 @@ def run_study(asked: Asked) -> tuple[list[dict[str, Any]], dict[str, str]]:
     failures: dict[str, str] = {}
     for encoder, view, adaptation in plan:
         console.say(f"{encoder.name} at {view.size_px} px")
-        made, failed = _one(asked, encoder.settings, view, adaptation)
-        results += made
-        failures |= failed
+        with share.one_part():
+            made, failed = _one(asked, encoder.settings, view, adaptation)
+            results += made
+            failures |= failed
+    share.end_all_parts()
     if len(results) > 1:
         from wsi_dino.evaluation.size_study import write_study
 

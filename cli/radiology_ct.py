@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsi_dino import share
 from wsi_dino.cli import console, options, probe_adapting, probe_options
 from wsi_dino.cli.embed import PrecisionName
 from wsi_dino.cli.options import EncodersOption, JsonOption, WorkersOption
 from wsi_dino.cli.options import panel_option as _option
 from wsi_dino.cli.probe_options import AspectName, DuplicatePolicy, MissingPolicy, UnlistedPolicy
-from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
     from wsi_dino.cli.radiology_ct_work import CtAsked
@@ -134,14 +134,6 @@ def ct(
     limit: Annotated[
         int, _option(_PIXELS, "--limit", min=0, help="Take so many volumes, spread over the table; 0: all.")
     ] = 0,
-    shard: Annotated[
-        str,
-        _option(
-            _PIXELS, "--shard", metavar="I/N",
-            help="Encode the I-th of N parts and stop, for N machines with one --run; the same command without it "
-            "judges when all are done.",
-        ),
-    ] = "",
     readers: Annotated[
         int,
         _option(_PIXELS, "--readers", min=0, help="Volumes decoded at once, each in memory; 0: one a core, at most 4."),
@@ -193,7 +185,7 @@ def ct(
 
     adapting = {"adapt": adapt, "adapt_slices": adapt_slices, "adapt_epochs": adapt_epochs, "adapt_lr": adapt_lr,
                 "adapt_rank": adapt_rank, "adapt_layers": adapt_layers}  # fmt: skip
-    probe_adapting.check_adapt_options(adapting, adapter=adapter, shard=shard)
+    probe_adapting.check_adapt_options(adapting, adapter=adapter, shard=_lone_part())
     knn = {"ks": tuple(dict.fromkeys(k or ())), "metrics": tuple(dict.fromkeys(m.value for m in metric or ())),
            "weightings": tuple(dict.fromkeys(w.value for w in weighting or ()))}  # fmt: skip
     judging = {"threshold": threshold, "optimistic": optimistic, "n_resamples": bootstrap, "seed": seed}
@@ -211,7 +203,6 @@ def ct(
         view={"window": window, "aspect": aspect.value, "hu": hu.value},
         spec=spec,
         task=task,
-        shard=_shard(shard),
         device=device,
         workers=workers,
         readers=readers,
@@ -248,13 +239,10 @@ def _table(
     return settle_missing(table, skip=missing == MissingPolicy.skip, refuse_unlisted=unlisted == UnlistedPolicy.fail)
 
 
-def _shard(text: str) -> tuple[int, int] | None:
-    if not text:
-        return None
-    part, slash, whole = text.partition("/")
-    if not slash or not part.isdecimal() or not whole.isdecimal() or not 1 <= int(part) <= int(whole):
-        raise ConfigError(f"--shard {text}: expected I/N with I from 1 to N, as in 3/8.")
-    return int(part), int(whole)
+def _lone_part() -> str:
+    """Return this process's part as typed, if it does not help the others; one that does stops before it adapts."""
+    mine = share.current()
+    return "" if mine is None or mine.helps else str(mine)
 
 
 def _say_table(table: VolumeTable) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsi_dino import share
 from wsi_dino.cli import console
 from wsi_dino.cli.probe_adapting import adapt_request
 from wsi_dino.cli.probe_options import print_labels, say_failures
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from wsi_dino.radiology.ct_folds import CtSpec, ProbedFolds
     from wsi_dino.radiology.ct_slices import SliceSpec
     from wsi_dino.radiology.ct_task import CtTask
-    from wsi_dino.radiology.datasets.volume_row import VolumeRow, VolumeTable
+    from wsi_dino.radiology.datasets.volume_row import VolumeTable
     from wsi_dino.run_folder import RunFolder
 
 _VOLUME_COLUMNS = (
@@ -39,7 +40,6 @@ class CtAsked:
         view: fields of `SliceSpec` as typed.
         spec: how features become figures.
         task: name of these labels, or "".
-        shard: part and number of parts to encode, or None.
         device: where encoders run.
         workers: threads of the encoder.
         readers: threads that decode volumes.
@@ -54,7 +54,6 @@ class CtAsked:
     view: Mapping[str, str]
     spec: CtSpec
     task: str
-    shard: tuple[int, int] | None
     device: str
     workers: int
     readers: int
@@ -113,7 +112,7 @@ def _one(
     arguments = {**settings, "input_px": side}
     encoder = load_encoder(**arguments, device=asked.device, workers=asked.workers)
     features = CtFeatures(asked.run, asked.table.name, encoder.spec, encoder.identity(), view)
-    rows = _of_shard(asked.table.rows, asked.shard)
+    rows = asked.table.rows
     with console.progress("encode", total=len(rows), unit="volumes") as report:
         outcome = embed_volumes(
             features, encoder, rows,
@@ -121,8 +120,8 @@ def _one(
         )  # fmt: skip
     _say(outcome)
     reasons = {str(row["volume_id"]): str(row["reason"]) for row in outcome.failed}
-    if asked.shard is not None:
-        return [_shard_result(asked, outcome)], reasons
+    if share.current() is not None:
+        return [_shard_result(outcome)], reasons
     volumes = {str(row["volume_id"]): row for row in outcome.rows}
     frozen = CtTask(asked.table, features, volumes, asked.spec, asked.task, adapter=encoder.adapter)
     results = [_judged(asked, frozen, encoder, outcome)]
@@ -133,14 +132,9 @@ def _one(
     return results, reasons
 
 
-def _of_shard(rows: Sequence[VolumeRow], shard: tuple[int, int] | None) -> Sequence[VolumeRow]:
-    return rows if shard is None else rows[shard[0] - 1 :: shard[1]]
-
-
-def _shard_result(asked: CtAsked, outcome: CtEmbedOutcome) -> dict[str, Any]:
-    part, whole = asked.shard or (1, 1)
+def _shard_result(outcome: CtEmbedOutcome) -> dict[str, Any]:
     return {
-        "shard": f"{part}/{whole}",
+        "shard": str(share.current()),
         "volumes": {"done": len(outcome.rows) - len(outcome.failed), "failed": len(outcome.failed),
                     "kept": outcome.n_kept},
         "slices": outcome.n_slices,

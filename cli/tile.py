@@ -248,7 +248,7 @@ def tile(
     RUN/tiles.csv. Run again, it redoes only what is missing, broken or asked for differently.
     Exit code 1 when a slide failed or has no tissue.
     """
-    rows = _tile(slides, run, make_request(ctx.params, explicit=_on_command_line(ctx)), workers)
+    rows = _tile(slides, run, make_request(ctx.params, explicit=on_command_line(ctx)), workers)
     counts = {status: sum(row["status"] == status for row in rows) for status in ("done", "empty", "failed")}
     summary = {"n_slides": len(rows), **counts, "tiles": sum(row.get("tiles") or 0 for row in rows)}
     if as_json:
@@ -268,7 +268,7 @@ def _tile(slides: Path, run: Path, request: TileRequest, workers: int) -> list[d
         return tile_slides(sources, RunFolder(run), request, workers=workers, progress=progress)
 
 
-def _on_command_line(ctx: typer.Context) -> set[str]:
+def on_command_line(ctx: typer.Context) -> set[str]:
     """Names of the options that were typed, not taken from wsi-dino.yaml or left at their default."""
     return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
 

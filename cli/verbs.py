@@ -18,20 +18,23 @@ from wsi_dino.cli.encoders import encoders
 from wsi_dino.cli.heatmap import heatmap
 from wsi_dino.cli.import_features import import_features
 from wsi_dino.cli.init import init
+from wsi_dino.cli.launching import Cores, launched
 from wsi_dino.cli.localise import localise
 from wsi_dino.cli.mil import mil
 from wsi_dino.cli.paper import paper_app
+from wsi_dino.cli.plan import plan
 from wsi_dino.cli.predict import predict
 from wsi_dino.cli.radiology import radiology_app
+from wsi_dino.cli.status import status
 from wsi_dino.cli.tile import tile
 from wsi_dino.cli.weights import weights
 
 VERBS: dict[str, Callable[..., Any]] = {
     "init": init,
-    "tile": tile,
-    "embed": embed,
+    "tile": launched("tile", tile, Cores.one),
+    "embed": launched("embed", embed),
     "import-features": import_features,
-    "mil": mil,
+    "mil": launched("mil", mil, Cores.all),
     "heatmap": heatmap,
     "localise": localise,
     "compare": compare,
@@ -40,6 +43,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "encoders": encoders,
     "weights": weights,
     "bench": bench,
+    "plan": plan,
+    "status": status,
     "doctor": doctor,
     "demo": demo,
 }

@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "docs/add-an-encoder.md": "test_add_an_encoder.py",
     "docs/em.md": "test_cli_em.py",
     "docs/looking.md": "test_docs_looking.py",
+    "docs/paper.md": "test_paper_run.py",
     "docs/radiology.md": "test_docs_radiology_chest.py",
     "docs/radiology-ct.md": "test_docs_radiology_ct.py",
     "docs/segmentation.md": "test_docs_segmentation.py",

@@ -12,16 +12,21 @@ import pytest
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 # What each room may import besides itself. Siblings never import siblings.
-_FOUNDATION = {"__init__", "errors", "provenance"}
-_RUN = {"claims", "run_folder", "item_queue"}
+_FOUNDATION = {"__init__", "errors", "provenance", "heartbeat"}
+_RUN = {"claims", "run_folder", "item_queue", "share", "worker_record", "run_status", "remote"}
 _LOWER = {"feature_file", "model_file", "encoders", "evaluation"}
 _ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "provenance": {"__init__", "errors"},
+    "heartbeat": {"errors"},
+    "share": {"errors"},
+    "remote": _FOUNDATION,
     "claims": _FOUNDATION,
     "run_folder": _FOUNDATION,
-    "item_queue": _FOUNDATION | {"claims", "run_folder"},
+    "worker_record": _FOUNDATION | {"run_folder", "share"},
+    "item_queue": _FOUNDATION | {"claims", "run_folder", "share", "worker_record"},
+    "run_status": _FOUNDATION | {"run_folder", "worker_record"},
     "feature_file": _FOUNDATION,
     "model_file": _FOUNDATION,
     "encoders": _FOUNDATION,

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from wsi_dino.item_queue import Item, ItemQueue
+import pytest
+
+from wsi_dino import share
+from wsi_dino.item_queue import Item, ItemQueue, LateItem
 from wsi_dino.run_folder import RunFolder
 
 # A worker that notes every piece of work it does; argv: run, number of items, seconds per item, item to hang at.
@@ -180,3 +183,65 @@ def test_a_named_item_is_taken_only_when_it_is_unfinished_and_free(tmp_path: Pat
     assert first is not None
     assert first.item.key == "c"
     here.give_back(first)
+
+
+# parts and costs --------------------------------------------------------------------------------
+def test_costliest_comes_first_and_rows_stay_in_order(tmp_path: Path) -> None:
+    queue = ItemQueue(RunFolder(tmp_path), "tile", _items("a", "b", "c"), costs={"a": 1, "b": 3, "c": 2})
+    assert _drain(queue) == ["b", "c", "a"]
+    assert [row["fingerprint"] for row in queue.rows()] == ["f1"] * 3
+
+
+def test_parts_of_a_divided_stage_are_disjoint_and_all(tmp_path: Path) -> None:
+    keys, run = [f"s{i}" for i in range(7)], RunFolder(tmp_path)
+    taken = []
+    for part in (1, 2, 3):
+        with share.using(share.Share(part, 3)):
+            taken.append(_drain(ItemQueue(run, "tile", _items(*keys), is_divided=True)))
+    assert [len(each) for each in taken] == [3, 2, 2]
+    assert sorted(key for each in taken for key in each) == keys
+
+
+def test_part_is_counted_by_place_where_some_items_are_not_given(tmp_path: Path) -> None:
+    with share.using(share.Share(2, 2)):
+        queue = ItemQueue(RunFolder(tmp_path), "s", _items("b", "d"), place_of={"b": 1, "d": 3}, is_divided=True)
+        assert _drain(queue) == ["b", "d"]
+
+
+def test_stage_that_is_not_divided_is_done_by_whoever_needs_it_own_part_first(tmp_path: Path) -> None:
+    with share.using(share.Share(2, 2)):
+        assert _drain(ItemQueue(RunFolder(tmp_path), "s", _items("a", "b", "c", "d"))) == ["b", "d", "a", "c"]
+
+
+def test_helper_leaves_rows_of_others_alone_and_does_what_has_none(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_row("tile", "a", {"status": "done", "fingerprint": "of another request"})
+    with share.using(share.Share(2, 2, helps=True)):
+        assert _drain(ItemQueue(run, "tile", _items("a", "b", "c", "d"), is_divided=True)) == ["b", "d", "c"]
+    assert _drain(ItemQueue(run, "tile", _items("a", "b", "c", "d"))) == ["a"]
+
+
+def test_fingerprint_that_costs_something_is_made_for_what_is_taken_alone(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def late(key: str) -> Item:
+        return LateItem(key, lambda: made.append(key) or f"mark {key}")
+
+    with share.using(share.Share(1, 2)):
+        queue = ItemQueue(RunFolder(tmp_path), "tile", [late(key) for key in "abcd"], is_divided=True)
+        _drain(queue)
+    assert made == ["a", "c"]
+    assert [row["fingerprint"] for row in queue.rows()] == ["mark a", "mark c"]
+
+
+def test_one_launch_tries_what_fails_once_and_the_next_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    monkeypatch.setenv("WSI_DINO_LAUNCH", "first")
+    assert _drain(ItemQueue(run, "tile", _items("a")), "failed") == ["a"]
+    second_worker = ItemQueue(run, "tile", _items("a"))
+    assert _drain(second_worker) == []
+    assert [row["status"] for row in second_worker.rows()] == ["failed"]
+    monkeypatch.setenv("WSI_DINO_LAUNCH", "second")
+    assert _drain(ItemQueue(run, "tile", _items("a"))) == ["a"]

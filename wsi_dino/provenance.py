@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,8 @@ from wsi_dino.errors import StorageError
 _SAMPLED_ABOVE_BYTES = 64 * 2**20
 _N_SAMPLES = 64
 _SAMPLE_BYTES = 64 * 2**10
+_MARK_LENGTH = 16  # eight digits of chance and eight of the machine
+_ALIVE_ELSEWHERE_S = 24 * 3600.0
 _VERSIONED_PACKAGES = (
     "numpy", "torch", "timm", "h5py", "opencv-python", "pillow",
     "openslide-python", "openslide-bin", "tifffile", "imagecodecs",
@@ -135,7 +138,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}{_machine_tag()}.tmp")
         try:
             yield temporary
             _fsync(temporary)
@@ -221,12 +224,25 @@ def remove_stale_temporaries(folder: Path, names: Iterable[str] = ("*",)) -> int
 def owner_is_alive(temporary: Path) -> bool:
     """Tell whether the process that writes a temporary file of `write_atomically` still runs.
 
+    Of another machine that cannot be told: its files count as alive for a day after they were last written to.
+
     Examples:
         >>> owner_is_alive(Path(f".tiles.csv.{os.getpid()}.0a1b2c3d.tmp"))
         True
     """
-    owner = temporary.name.split(".")[-3:][0]
+    owner, mark = temporary.name.split(".")[-3:-1]
+    if len(mark) == _MARK_LENGTH and not mark.endswith(_machine_tag()):
+        try:
+            return time.time() - temporary.stat().st_mtime < _ALIVE_ELSEWHERE_S
+        except FileNotFoundError:
+            return False
     return not owner.isdigit() or _is_alive(int(owner))
+
+
+@lru_cache(maxsize=1)
+def _machine_tag() -> str:
+    """Return eight digits that tell the machines apart that share a folder."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _is_alive(process_id: int) -> bool:

@@ -6,14 +6,17 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from wsi_dino.errors import ConfigError
 from wsi_dino.provenance import write_json_atomically, write_text_atomically
 
+_READERS = 16
 _UNSAFE = re.compile(r"[^\w.+@-]")
 
 
@@ -111,9 +114,17 @@ class RunFolder:
 
     def rows(self, stage: str) -> list[dict[str, Any]]:
         """Return all rows of a stage, sorted by file name."""
-        paths = sorted((self.state / safe_name(stage)).glob("*.json"))
-        rows = (self.read_row(stage, path.stem) for path in paths)
+        keys = sorted(Path(name).stem for name in self.row_names(stage) if name.endswith(".json"))
+        with ThreadPoolExecutor(_READERS) as pool:  # a network file system answers many at once
+            rows = list(pool.map(lambda key: self.read_row(stage, key), keys))
         return [row for row in rows if row is not None]
+
+    def row_names(self, stage: str) -> set[str]:
+        """Return the file names of all rows of a stage, in one look at their folder."""
+        try:
+            return set(os.listdir(self.state / safe_name(stage)))
+        except FileNotFoundError:
+            return set()
 
     def write_table(self, path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
         """Write `rows` as CSV with exactly `columns`; a value that a row lacks is left empty."""

@@ -20,6 +20,7 @@ from wsi_dino.encoders.preparation import fold_for_inference, pixel_dtype, prepa
 from wsi_dino.encoders.record import EncoderSpec, Pooling
 from wsi_dino.encoders.runtimes import COMPILED, NumberFormat, Runtime
 from wsi_dino.errors import EncoderError
+from wsi_dino.heartbeat import note_progress
 
 Pixels = npt.NDArray[np.uint8] | Tensor
 
@@ -154,6 +155,7 @@ class Encoder:
             stop = min(start + len(chunk), len(vectors))
             vectors[start:stop] = chunk[: stop - start].cpu().numpy()
             start = stop
+        note_progress()
         return vectors
 
     def feature_maps(self, pixels: Pixels, layers: Sequence[int] | None = None) -> list[Tensor]:
@@ -175,6 +177,7 @@ class Encoder:
             raise self._no_layer(chosen)
         distinct = sorted(set(chosen))
         chunks = self._executor.run(lambda chunk: self._maps(chunk, distinct), tensor)
+        note_progress()
         joined = {layer: torch.cat([maps[i] for maps in chunks])[: len(tensor)] for i, layer in enumerate(distinct)}
         return [joined[layer] for layer in chosen]
 

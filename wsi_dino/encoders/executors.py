@@ -145,6 +145,12 @@ def available_cores() -> int:
         return os.cpu_count() or 1
 
 
+def sharing_processes() -> int:
+    """Return how many processes share this machine's cores by the word of the launcher that started this one."""
+    text = os.environ.get("WSI_DINO_PROCESSES", "")
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
 def _largest_chunk(device: str, function: Callable[[Tensor], Any], input_px: int) -> int:
     """Return the largest power of two of images whose forward pass fits a share of the free memory."""
     if not device.startswith("cuda"):

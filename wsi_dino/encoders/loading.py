@@ -69,6 +69,7 @@ def load_encoder(
         pooling, input_px = pooling or adapted.record.pooling, input_px or adapted.record.input_px
     check_choices(record, pooling, input_px)
     from wsi_dino.encoders.choice import RunningChoice
+    from wsi_dino.encoders.executors import sharing_processes
 
     choice = RunningChoice.of(record, device, precision, runtime)
     loaded = load_backbone(record, weights=weights, weights_dir=weights_dir, random_weights=random_weights)
@@ -82,7 +83,7 @@ def load_encoder(
         weights_source=loaded.source,
         weights_revision=loaded.revision,
         workers=workers,
-        processes=processes,
+        processes=max(processes, sharing_processes()),
         adapter=adapted,
     )
 

@@ -41,6 +41,7 @@ from wsi_dino.mil.tasks import Task
 from wsi_dino.provenance import fingerprint, remove_stale_temporaries, without_nan, write_json_atomically
 from wsi_dino.provenance import write_text_atomically as write_text
 from wsi_dino.run_folder import RunFolder
+from wsi_dino.share import end_part
 
 Report = Callable[..., None]
 Bars = Callable[[str, str], AbstractContextManager[Report]]
@@ -203,13 +204,18 @@ def open_task(
     items = [fold_item(of_fold(number), fold, number, request.learning) for number, fold in enumerate(split)]
     identity = fingerprint([item.fingerprint for item in items], request.n_resamples, request.seed)
     _start(run, files.folder, f"{material.task.name}-{name}", identity)
-    queue = ItemQueue(run, f"mil-{material.task.name}-{name}", items, files.is_intact)
+    queue = ItemQueue(run, f"mil-{material.task.name}-{name}", items, files.is_intact, is_divided=True)
     return OpenTask(run, material, request, split, of_fold, leaks, files, queue, identity)
 
 
 def finish_task(task: OpenTask, *, pictures: SlidePictures | None = None, bars: Bars = _no_bar) -> MilOutcome:
-    """Write results and report of a task whose folds are all learnt; arguments as of `run_mil`."""
+    """Write results and report of a task whose folds are all learnt; arguments as of `run_mil`.
+
+    Raises:
+        PartDone: this process has a part of the folds (`share`), and it is done.
+    """
     run, material, request, split = task.run, task.material, task.request, task.split
+    end_part(f"mil {material.task.name} {request.learning.result_name(material.encoder)}", task.queue.rows())
     folder, files, queue, leaks, identity = task.files.folder, task.files, task.queue, task.leaks, task.identity
     name = request.learning.result_name(material.encoder)
     rows = queue.rows()

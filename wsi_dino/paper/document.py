@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
+from typing import Any
 
 from wsi_dino.evaluation.published.printed_table import Column
 from wsi_dino.paper.cells import Cell, Results, Row, Table, Trace, number_text
@@ -197,6 +199,15 @@ def count_cells(tables: Sequence[Table]) -> dict[str, int]:
     cells = [cell for table in tables for row in table.rows for cell in row.cells.values()]
     n_run = sum(cell.ours is not None for cell in cells)
     return {"with a number of this run": n_run, "without": len(cells) - n_run}
+
+
+def reasons_by_table(tables: Sequence[Table]) -> list[dict[str, Any]]:
+    """Return for each table each reason why cells have no number of ours, and how many have it."""
+    rows = []
+    for table in tables:
+        counted = Counter(cell.reason for row in table.rows for cell in row.cells.values() if cell.reason)
+        rows += [{"table": table.printed.number, "reason": reason, "cells": n} for reason, n in counted.items()]
+    return rows
 
 
 def row_name(row: Row) -> str:

@@ -143,10 +143,10 @@ def _with_tiles(
 
 
 def _sampled_tiles(entry: Entry, context: Context, run_command: RunCommand) -> list[int]:
-    from wsi_dino.paper.kinds.slides import tile_options
+    from wsi_dino.paper.kinds.slides import slides_folder, tile_options
     from wsi_dino.pathology.discovery import discover_slides
 
-    slides = discover_slides(entry.root)
+    slides = discover_slides(slides_folder(entry))
     step = max(1, len(slides) // _SLIDES_TILED)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "slides"

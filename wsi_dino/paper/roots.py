@@ -103,6 +103,10 @@ def read_roots(path: Path, commands: Mapping[str, Sequence[str]]) -> dict[str, E
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"Reading {path}: there is no such file. Write NAME: FOLDER lines (docs/paper.md)."
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"Reading {path}: {str(error).splitlines()[0]}. Expected YAML: NAME: FOLDER.") from error
     if not isinstance(content, dict) or not content:

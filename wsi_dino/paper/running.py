@@ -58,7 +58,7 @@ def run_plan(
         roots: folders of data, which are not written into what is kept.
         run_command: runs a command line, its words after ``wsi-dino``, writing what it says to a file.
         tell: called with each step and ``run``, ``reuse`` or its status.
-        keep: called with all outcomes so far, after each step.
+        keep: called with all outcomes so far, before the first step and after each.
 
     Raises:
         ConfigError: another `paper run` works on this folder.
@@ -70,6 +70,7 @@ def run_plan(
     _listing.cache_clear()
     outcomes: dict[str, Outcome] = {}
     try:
+        keep([])
         for step in plan.steps:
             outcomes[step.key] = _outcome(step, outcomes, run, roots, run_command, tell)
             keep(list(outcomes.values()))
@@ -146,15 +147,22 @@ def _identity(step: Step, before: Mapping[str, Outcome], run: RunFolder, roots: 
     """Return what changes when the command, its input or what it is built on changes."""
     needed = [run.read_row(STAGE, key) for key in step.needs]
     chain = [row and (row.get("fingerprint"), row.get("results")) for row in needed]
-    return fingerprint(__version__, step.shown(run.path, roots), [_listing(path) for path in step.inputs], chain)
+    return fingerprint(
+        __version__, step.shown(run.path, roots), [_listing(path, run.path) for path in step.inputs], chain
+    )
 
 
 @lru_cache(maxsize=256)
-def _listing(path: Path) -> str:
-    """Return a fingerprint of names, sizes and dates of all files: contents are looked at by the commands."""
+def _listing(path: Path, run: Path) -> str:
+    """Return a fingerprint of names, sizes and dates of all files: contents are looked at by the commands.
+
+    What lies in the run's own folder does not count, should that be inside the data.
+    """
     files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
     lines: list[Any] = []
     for file in files:
+        if run in file.parents:
+            continue
         stat = file.stat()
         lines.append([file.relative_to(path).as_posix(), stat.st_size, stat.st_mtime_ns])
     return fingerprint(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,15 @@ def _segment(entry: Entry, key: ResultKey, metrics: Path) -> Mapping[str, np.nda
         sizes = [file.get_slice(name).get_shape()[-1] for name in names]
         finest = [name for name, size in zip(names, sizes, strict=True) if size == max(sizes)][-1]
         maps = np.asarray(file.get_slice(finest)[z : z + 1], np.float32)[0]
+    maps = _of_slice(maps, labels.shape[1:])
     image = np.repeat(grey[0][..., None], 3, -1)
     return {
         RAW: enlarged(image, (1, 1)), TRUTH: enlarged(painted(image, labels[z]), (1, 1)),
         safe_name(key.encoder): enlarged(principal_colours(maps), (1, 1)),
     }  # fmt: skip
+
+
+def _of_slice(maps: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the cells ``(channels, rows, columns)`` that cover the slice, not what fills the square beside it."""
+    rows, columns = (min(n, math.ceil(n * side / max(shape))) for n, side in zip(maps.shape[1:], shape, strict=True))
+    return maps[:, :rows, :columns]

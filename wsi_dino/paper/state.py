@@ -68,6 +68,17 @@ def write_state(
     run: Path, plan: Plan, entries: Mapping[str, Entry], outcomes: Sequence[Outcome], before: PaperState
 ) -> None:
     """Write the file; steps of earlier commands that this plan does not have stay in it."""
+    write_json_atomically(run / FILE, _content(run, plan, entries, outcomes, before))
+
+
+def planned_state(run: Path, plan: Plan, entries: Mapping[str, Entry], before: PaperState) -> PaperState:
+    """Return what the file would hold before anything is run."""
+    return _parsed(_content(run, plan, entries, [], before))
+
+
+def _content(
+    run: Path, plan: Plan, entries: Mapping[str, Entry], outcomes: Sequence[Outcome], before: PaperState
+) -> dict[str, Any]:
     roots = {name: entry.root for name, entry in entries.items()}
     now = {outcome.step.key: _step_row(outcome, run, roots) for outcome in outcomes}
     planned = {step.key: _planned_row(step, run, roots) for step in plan.steps}
@@ -78,14 +89,14 @@ def write_state(
     missing = {**before.missing_encoders, **plan.missing_encoders}
     found = [name for name in plan.encoders if name not in plan.missing_encoders]
     datasets = {**before.datasets, **{name: entry.kind for name, entry in entries.items()}}
-    write_json_atomically(run / FILE, {
+    return {
         "format": _FORMAT, "version": __version__, "encoders": encoders,
         "datasets": {name: datasets[name] for name in sorted(datasets)},
         "missing_encoders": {name: why for name, why in sorted(missing.items()) if name not in found},
         "missing_datasets": {name: why for name, why in sorted({**before.missing_datasets,
                              **plan.missing_datasets}.items()) if name not in entries or name in plan.missing_datasets},
         "steps": [rows[key] for key in sorted(rows)],
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _planned_row(step: Any, run: Path, roots: Mapping[str, Path]) -> dict[str, Any]:
@@ -125,19 +136,23 @@ def read_state(run: Path, *, must_exist: bool = True) -> PaperState:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r}, expected {_FORMAT!r}")
-        results = {}
-        for row in content["steps"]:
-            for result in row["results"]:
-                key = ResultKey(row["dataset"], result["variant"], row["encoder"])
-                results[key] = StoredResult(key, row["kind"], result["path"], result["fingerprint"], row["status"],
-                                            row["reason"], row["key"], row["command"])  # fmt: skip
-        return PaperState(
-            tuple(content["encoders"]), content["datasets"], content["missing_encoders"], content["missing_datasets"],
-            results, content["steps"],
-        )  # fmt: skip
+        return _parsed(content)
     except FileNotFoundError as error:
         raise ResultError(
             f"Reading {path}: there is no such file. Run `wsi-dino paper run --data ROOTS.yaml --run {run}` first."
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"Reading {path}: broken ({error!r}). `wsi-dino paper run` writes it anew.") from error
+
+
+def _parsed(content: Mapping[str, Any]) -> PaperState:
+    results = {}
+    for row in content["steps"]:
+        for result in row["results"]:
+            key = ResultKey(row["dataset"], result["variant"], row["encoder"])
+            results[key] = StoredResult(key, row["kind"], result["path"], result["fingerprint"], row["status"],
+                                        row["reason"], row["key"], row["command"])  # fmt: skip
+    return PaperState(
+        tuple(content["encoders"]), content["datasets"], content["missing_encoders"], content["missing_datasets"],
+        results, content["steps"],
+    )  # fmt: skip

@@ -77,7 +77,8 @@ def flags(options: Mapping[str, Any]) -> list[str]:
         ['--epochs', '3', '--partial', '--no-report', '--k', '5', '--k', '20']
     """
     words: list[str] = []
-    for name, value in options.items():
+    for key, value in options.items():
+        name = key.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{name}")
             continue

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from wsi_dino import share
 from wsi_dino.errors import ConfigError
 from wsi_dino.pathology.embed_spec import EmbedSpec, EncoderTask, TileEncoder
 from wsi_dino.pathology.embed_table import write_embed_table
@@ -135,11 +136,12 @@ def embed_slides(
         only: slides to embed; None for all of the run.
 
     Raises:
+        PartDone: this process has a part of the slides (`share`), and it is done.
         ConfigError: nothing is tiled, or the run holds features that cannot be mixed with these.
         StorageError: the disk is full or the run folder cannot be written; journals are kept.
     """
     report, tell = progress or _say_nothing, notice or _say_nothing
-    if not run.rows("tile"):
+    if not run.row_names("tile"):
         raise ConfigError(
             f"Embedding {run.path}: no slide of it is tiled. Run `wsi-dino tile SLIDES --run {run.path}` first."
         )
@@ -152,6 +154,10 @@ def embed_slides(
         remove_stale_temporaries(run.features(task.name))
     report(total=planner.n_tiles)
     outcome = _Pipeline(run, planner, tasks, workers or os.cpu_count() or 1, report).work()
+    for one in outcome.encoders:
+        with share.one_part():
+            share.end_part(f"embed {one.name}", one.rows)
+    share.end_all_parts()
     write_embed_table(run)
     return outcome
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -12,7 +13,7 @@ from types import TracebackType
 
 import numpy as np
 
-from wsi_dino.provenance import storage_errors
+from wsi_dino.provenance import storage_errors, write_atomically
 
 _MAGIC = b"wsi-dino journal 1\n"
 _LENGTH = struct.Struct("<I")
@@ -158,6 +159,13 @@ class EncodingJournal:
         """Close the file and remove it."""
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def leave_to_former_owner(path: Path) -> None:
+    """Put a copy in the place of a journal that another process may still write to: what it writes is then its own."""
+    if path.is_file():
+        with write_atomically(path) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 def _checksum(batch: int, n_rows: int, payload: bytes) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,24 @@ import numpy as np
 
 from wsi_dino.errors import FeatureFileError, SlideError, StorageError, TileGridError
 from wsi_dino.feature_file import read_feature_file, read_provenance
-from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
+from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue, LateItem
 from wsi_dino.pathology.embed_spec import EncoderTask, feature_path, tile_path
 from wsi_dino.pathology.embedded_slides import IsIntact, done_row
-from wsi_dino.pathology.journal import EncodingJournal
+from wsi_dino.pathology.journal import EncodingJournal, leave_to_former_owner
 from wsi_dino.pathology.slide import Slide, open_slide
 from wsi_dino.pathology.slide_job import FailedSlide, SlideJob, Track
 from wsi_dino.pathology.slide_paths import SlidePaths, check_unchanged
 from wsi_dino.pathology.stain import StainReference
 from wsi_dino.pathology.tile_grid import TileGrid, read_tile_grid
+from wsi_dino.pathology.tile_rows import tile_rows
 from wsi_dino.provenance import environment, file_sha256, fingerprint
 from wsi_dino.run_folder import RunFolder, safe_name
 
 Job = SlideJob | FailedSlide
+
+
+def _item(task: EncoderTask, slide_id: str, tiles_sha256: Callable[[], str]) -> Item:
+    return LateItem(slide_id, lambda: task.item_fingerprint(tiles_sha256()))
 
 
 class SlidePlanner:
@@ -52,13 +58,16 @@ class SlidePlanner:
         only: Collection[str] | None = None,
     ) -> None:
         self._run, self._tasks, self._paths, self._stain, self._report = run, tasks, paths, stain, report
-        rows = {str(row["slide_id"]): row for row in run.rows("tile")}
-        self._rows = {slide_id: row for slide_id, row in sorted(rows.items()) if only is None or slide_id in only}
+        self._rows = tile_rows(run, only)
         items = self._items()
+        costs = self._rows.tiles
         self.queues = {
-            task.name: ItemQueue(run, task.stage, items[task.name], IsIntact(run, task, self._rows, paths, report))
+            task.name: ItemQueue(
+                run, task.stage, items[task.name], IsIntact(run, task, self._rows, paths, report),
+                costs=costs, is_divided=True,
+            )
             for task in tasks
-        }
+        }  # fmt: skip
         self.finished: dict[str, set[str]] = {task.name: set() for task in tasks}
         self._open_jobs: set[Job] = set()
         self._lock = threading.Lock()
@@ -67,7 +76,7 @@ class SlidePlanner:
     @property
     def n_tiles(self) -> int:
         """Tiles of all these slides, all encoders together."""
-        return len(self._tasks) * sum(int(row.get("tiles") or 0) for row in self._rows.values())
+        return len(self._tasks) * int(sum(self._rows.tiles.values()))
 
     @property
     def slide_ids(self) -> list[str]:
@@ -75,13 +84,11 @@ class SlidePlanner:
         return list(self._rows)
 
     def _items(self) -> dict[str, list[Item]]:
-        hashes = {slide_id: self._tiles_sha256(row) for slide_id, row in self._rows.items()}
-        return {
-            task.name: [Item(slide_id, task.item_fingerprint(sha256)) for slide_id, sha256 in hashes.items()]
-            for task in self._tasks
-        }
+        hashes = {slide_id: cache(partial(self._tiles_sha256, slide_id)) for slide_id in self._rows}
+        return {task.name: [_item(task, slide_id, each) for slide_id, each in hashes.items()] for task in self._tasks}
 
-    def _tiles_sha256(self, row: Mapping[str, Any]) -> str:
+    def _tiles_sha256(self, slide_id: str) -> str:
+        row = self._rows[slide_id]
         path = tile_path(self._run, str(row["slide_id"]))
         if row.get("status") != "done" or not path.is_file():
             return f"{row.get('status')}: {row.get('fingerprint')}"
@@ -182,6 +189,8 @@ class SlidePlanner:
         path = self._run.state / "journals" / safe_name(task.name) / f"{safe_name(grid.slide_id)}.journal"
         key = fingerprint(claimed.item.fingerprint, grid.slide_fingerprint, *resolved)
         dtype = np.dtype(task.spec.store_dtype)
+        if claimed.claim.after_expiry:
+            leave_to_former_owner(path)
         return EncodingJournal(path, key, task.encoder.embed_dim, dtype, task.batch_size)
 
     # what is in hand ---------------------------------------------------------------------------

@@ -7,12 +7,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from wsi_dino.errors import ConfigError, SlideError, StorageError, TileGridError, WsiDinoError
-from wsi_dino.item_queue import Item, ItemQueue
+from wsi_dino.item_queue import Item, ItemQueue, LateItem
 from wsi_dino.pathology.contours import is_edited, write_contours
 from wsi_dino.pathology.discovery import SlideSource
 from wsi_dino.pathology.slide_tiler import TiledSlide, TileRequest, tile_slide
@@ -20,6 +20,7 @@ from wsi_dino.pathology.thumbnail import write_thumbnail
 from wsi_dino.pathology.tile_grid import TileGrid, read_tile_grid, write_tile_grid
 from wsi_dino.provenance import remove_stale_temporaries, slide_fingerprint, write_text_atomically
 from wsi_dino.run_folder import RunFolder
+from wsi_dino.share import end_part
 
 STAGE = "tile"
 COLUMNS = (
@@ -55,6 +56,7 @@ def tile_slides(
         One row a slide, in the order of `sources`: `COLUMNS` and ``fingerprint``.
 
     Raises:
+        PartDone: this process has a part of the slides (`share`), and it is done.
         ConfigError: the segmenter is not installed.
         StorageError: the disk is full or the run folder cannot be written; finished slides are kept.
     """
@@ -65,6 +67,7 @@ def tile_slides(
     job = _Job(sources, run, request, workers, progress or _say_nothing)
     job.run_threads(workers)
     rows = job.queue.rows()
+    end_part(STAGE, rows)
     run.write_table(run.path / "tiles.csv", _with_earlier(rows, run), COLUMNS)
     return rows
 
@@ -97,13 +100,15 @@ class _Job:
     ) -> None:
         self._run, self._request, self._progress = run, request, progress
         self._sources = {source.slide_id: source for source in sources}
-        with ThreadPoolExecutor(workers) as pool:
-            contents = pool.map(_content, sources)
-            self._contents = dict(zip(self._sources, contents, strict=True))
-        items = [Item(key, request.fingerprint_of(key, self._contents[key])) for key in self._sources]
-        self.queue = ItemQueue(run, STAGE, items, self._is_intact)
+        self._contents = {key: cache(partial(_content, source)) for key, source in self._sources.items()}
+        items = [LateItem(key, partial(self._fingerprint, key)) for key in self._sources]
+        costs = {source.slide_id: _size(source.path) for source in sources}
+        self.queue = ItemQueue(run, STAGE, items, self._is_intact, costs=costs, is_divided=True)
         self._stop = threading.Event()
         self._fatal: list[BaseException] = []
+
+    def _fingerprint(self, key: str) -> str:
+        return self._request.fingerprint_of(key, self._contents[key]())
 
     def run_threads(self, count: int) -> None:
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(count)]
@@ -166,7 +171,7 @@ class _Job:
                 f"{name}: {contours} was edited by hand and would be overwritten. Give --contours "
                 f"{contours.parent} to use it, or move it away to segment this slide again."
             )
-        tiled = tile_slide(source, self._request, self._contents[name])
+        tiled = tile_slide(source, self._request, self._contents[name]())
         if not is_given_in_place:
             write_contours(contours, tiled.placed.tissue)
         write_thumbnail(self._run.thumbnails / f"{name}.jpg", tiled.thumbnail)
@@ -200,6 +205,14 @@ def _content(source: SlideSource) -> str:
         return slide_fingerprint(source.path)
     except OSError as error:
         return f"unreadable: {error.strerror}"
+
+
+def _size(path: Path) -> float:
+    """Return bytes, which is what is known of the cost of a slide before it is opened."""
+    try:
+        return float(path.stat().st_size)
+    except OSError:
+        return 0.0
 
 
 def _outcome(tiled: TiledSlide) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from wsi_dino.provenance import fingerprint, remove_stale_temporaries
 from wsi_dino.radiology.chest_dicom import require_pydicom
 from wsi_dino.radiology.chest_image import DICOM_ENDINGS, ChestView, read_chest_image, square_grey
 from wsi_dino.radiology.datasets.image_set import ImageSet
-from wsi_dino.radiology.feature_shards import FeatureShards
+from wsi_dino.radiology.feature_shards import FeatureShards, shard_number
 from wsi_dino.radiology.versions import versions
 from wsi_dino.run_folder import RunFolder, safe_name
+from wsi_dino.share import end_part
 
 # What of an encoder's identity was asked for; the rest (precision, batch size) may be chosen by the machine.
 _ASKED_KEYS = (
@@ -187,7 +188,8 @@ class _ShardMaker:
         items, members = self._shards.plan(self._root, files, size)
         self._report(len(files) - sum(map(len, members.values())))
         is_intact = lambda item, row: self._shards.path(item.key).is_file()  # noqa: E731
-        queue = ItemQueue(self._shards.run, self._shards.stage, items, is_intact)
+        place_of = {item.key: shard_number(item.key) for item in items}
+        queue = ItemQueue(self._shards.run, self._shards.stage, items, is_intact, place_of=place_of, is_divided=True)
         with ThreadPoolExecutor(self._workers, "decode") as pool:
             for shard in self._decoded_ahead(queue, members, pool):
                 row = self._make(shard)
@@ -195,6 +197,7 @@ class _ShardMaker:
                 queue.finish(shard.claimed, row)
         for row in queue.rows():
             self.failures |= row.get("failures", {})
+        end_part(self._shards.stage, queue.rows())
 
     def _decoded_ahead(
         self, queue: ItemQueue, members: dict[str, list[str]], pool: ThreadPoolExecutor
@@ -204,7 +207,7 @@ class _ShardMaker:
         try:
             while True:
                 # waiting for another process is only right with nothing in hand, or two would wait for each other
-                claimed = self._next(queue, members) if held else queue.take()
+                claimed = self._next(queue) if held else queue.take()
                 if claimed is not None:
                     files = members[claimed.item.key]
                     held.append(_Shard(claimed, files, [pool.submit(self._decode, file) for file in files]))
@@ -221,8 +224,8 @@ class _ShardMaker:
                 if shard.is_held:
                     queue.give_back(shard.claimed)
 
-    def _next(self, queue: ItemQueue, members: dict[str, list[str]]) -> ClaimedItem | None:
-        return next((claimed for key in members if (claimed := queue.take_if_free(key)) is not None), None)
+    def _next(self, queue: ItemQueue) -> ClaimedItem | None:
+        return next((claimed for key in queue.in_turn if (claimed := queue.take_if_free(key)) is not None), None)
 
     def _decode(self, file: str) -> _Decoded:
         path = self._root / file

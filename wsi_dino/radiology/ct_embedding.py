@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from wsi_dino.encoders.executors import available_cores, single_threaded_pool
 from wsi_dino.encoders.record import EncoderSpec
 from wsi_dino.errors import EncoderError, StorageError, VolumeError, WsiDinoError
-from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue
+from wsi_dino.item_queue import ClaimedItem, Item, ItemQueue, LateItem
 from wsi_dino.provenance import as_storage_error
 from wsi_dino.radiology.ct_features import CtFeatures
 from wsi_dino.radiology.ct_slices import slice_images
@@ -102,12 +103,13 @@ def embed_volumes(
         StorageError: the disk is full or the run folder cannot be written; what is finished is kept.
     """
     by_id = {row.volume_id: row for row in rows}
-    items = [Item(row.volume_id, features.item_fingerprint(row)) for row in rows]
+    items = [LateItem(row.volume_id, partial(features.item_fingerprint, row)) for row in rows]
 
     def is_intact(item: Item, row: dict[str, Any]) -> bool:
         return features.is_intact(row, by_id[item.key], item.fingerprint, with_slices=with_slices)
 
-    queue = ItemQueue(features.run, features.stage, items, is_intact)
+    costs = {row.volume_id: _cost(row) for row in rows}
+    queue = ItemQueue(features.run, features.stage, items, is_intact, costs=costs, is_divided=True)
     work = _Work(features, encoder, by_id, queue, with_slices, report)
     begun = time.perf_counter()
     work.all(readers or min(_MOST_READERS, available_cores()))
@@ -132,7 +134,7 @@ class _Work:
         reading = single_threaded_pool(n_readers)
         readers = VolumeReaders(reading, self._open, self._images)
         in_hand: deque[VolumeJob] = deque()
-        keys = iter(self._by_id)
+        keys = iter(self._queue.in_turn)
         try:
             with ThreadPoolExecutor(_BATCHES_AT_ONCE, "encode") as encoding:
                 while True:
@@ -240,6 +242,15 @@ class _Work:
             raise storage from error
         reason = str(error) or type(error).__name__
         self._finish(job, _row(job, "failed", reason))
+
+
+def _cost(row: VolumeRow) -> float:
+    """Return bytes of the files, of which the slices are made that are encoded."""
+    try:
+        files = row.path.iterdir() if row.path.is_dir() else [row.path]
+        return float(sum(file.stat().st_size for file in files))
+    except OSError:
+        return 0.0
 
 
 def _row(job: VolumeJob, status: str, reason: str) -> dict[str, Any]:

@@ -126,6 +126,16 @@ class FeatureShards:
         yield from sorted(self.folder.glob("*.h5"))
 
 
+def shard_number(shard: str) -> int:
+    """Return the place of a shard of `FeatureShards.plan` among all, those that are finished counted too.
+
+    Examples:
+        >>> shard_number("00012-0a1b2c3d4e5f")
+        12
+    """
+    return int(shard.partition("-")[0])
+
+
 def _content(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:32]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from wsi_dino.segmentation.request import ScoringSpec
 from wsi_dino.segmentation.scores import score_labels
 from wsi_dino.segmentation.sliding_window import most_likely
 from wsi_dino.segmentation.training import Sample, SampleSource, Trainer, TrainingSpec, autocast, moved
+from wsi_dino.share import in_turn
 from wsi_dino.volumes.nifti_channels import write_labels_like
 
 Notice = Callable[[str], None]
@@ -81,8 +82,20 @@ class FoldContext:
         return fingerprint(facts, self.learner.identity(), contents, self.training, self.precision)
 
 
-def train_fold(context: FoldContext, fold: SegmentationFold) -> dict[str, Any]:
-    """Train the model of a fold, or find it trained; return its row.
+def train_folds(context: FoldContext, folds: Sequence[SegmentationFold]) -> list[tuple[SegmentationFold, Any]]:
+    """Train the models of `folds`, or find them trained; return each fold with the row of its model.
+
+    Folds that another process trains are left to it for as long as there are others. A process with a part of the
+    folds (`share`) returns that part.
+    """
+    for fold in in_turn(folds, only_own=True):
+        train_fold(context, fold, may_wait=False)
+    mine = in_turn(folds, only_own=True)
+    return [(fold, train_fold(context, fold)) for fold in folds if fold in mine]
+
+
+def train_fold(context: FoldContext, fold: SegmentationFold, *, may_wait: bool = True) -> dict[str, Any]:
+    """Train the model of a fold, or find it trained; return its row, {} when another trains it and we may not wait.
 
     The weights after the last epoch are taken: held-out cases choose nothing.
     """
@@ -93,7 +106,8 @@ def train_fold(context: FoldContext, fold: SegmentationFold) -> dict[str, Any]:
         return path.is_file() and path.stat().st_size == row.get("bytes")
 
     queue = ItemQueue(context.layout.run, context.layout.stage("train"), [item], is_intact)
-    while (claimed := queue.take()) is not None:
+    take = queue.take if may_wait else lambda: queue.take_if_free(item.key)
+    while (claimed := take()) is not None:
         try:
             row = _train(context, fold, item.fingerprint)
         except BaseException:
@@ -101,7 +115,7 @@ def train_fold(context: FoldContext, fold: SegmentationFold) -> dict[str, Any]:
             raise
         queue.finish(claimed, row)
         context.layout.checkpoint(fold.number).unlink(missing_ok=True)
-    return queue.rows()[0]
+    return next(iter(queue.rows()), {})
 
 
 def _train(context: FoldContext, fold: SegmentationFold, key: str) -> dict[str, Any]:

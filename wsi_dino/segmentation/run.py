@@ -17,7 +17,7 @@ from wsi_dino.segmentation.case import Case, SegmentationDataset
 from wsi_dino.segmentation.datasets.opening import open_dataset
 from wsi_dino.segmentation.encoding import encode_cases, plan_features
 from wsi_dino.segmentation.feature_maps import SliceEncoder
-from wsi_dino.segmentation.fold_work import FoldContext, score_fold, train_fold
+from wsi_dino.segmentation.fold_work import FoldContext, score_fold, train_folds
 from wsi_dino.segmentation.folds import (
     Scheme,
     SegmentationFold,
@@ -32,6 +32,7 @@ from wsi_dino.segmentation.request import FeatureSpec, SegmentRequest
 from wsi_dino.segmentation.results import Outcome, write_outcome
 from wsi_dino.segmentation.training import TrainingSpec
 from wsi_dino.segmentation.views import VIEWS
+from wsi_dino.share import end_part
 
 _PET_WARMUP_EPOCHS = 1
 
@@ -67,6 +68,7 @@ def segment(request: SegmentRequest, reporter: Reporter) -> Outcome:
     """Prepare, encode, train and score what is not done yet, and write results.
 
     Raises:
+        PartDone: this process has a part of the folds (`share`), and it is done.
         ConfigError: the request makes no sense, or the dataset cannot be opened.
         SplitError: folds cannot be made.
         EncoderError: the encoder is not to be had.
@@ -82,10 +84,10 @@ def segment(request: SegmentRequest, reporter: Reporter) -> Outcome:
     context = _context(experiment, prepared, learner, reporter)
     reporter.begin("learning", len(folds) * context.training.epochs + sum(len(fold.val) for fold in folds))
     fold_rows, case_rows = [], []
-    for fold in folds:
-        row = train_fold(context, fold)
+    for fold, row in train_folds(context, folds):
         fold_rows.append(row)
         case_rows += score_fold(context, fold, row)
+    end_part("segment", [*fold_rows, *case_rows])
     reporter.begin("baselines and report", 1)
     outcome = Outcome(
         request=request, dataset=experiment.dataset, layout=experiment.layout, folds=folds, prepared=prepared,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from wsi_dino.encoders.devices import resolve_precision
 from wsi_dino.errors import DivergedError
+from wsi_dino.heartbeat import note_progress
 from wsi_dino.segmentation.training_state import read_state, write_state
 
 _MAX_GRADIENT = 12.0  # nnU-Net's
@@ -180,6 +181,7 @@ class Trainer:
         loss = self.loss(answer, target)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        note_progress()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT)
         if torch.isfinite(norm):
             self.optimiser.step()

@@ -17,6 +17,7 @@ TRAINED_ON = {"camelyon17": "camelyon16"}
 _TASKS = {"camelyon16": ("camelyon16-cv", "camelyon16-official"), "camelyon17": ("camelyon17-unseen",),
           "bcnb": BCNB_TASKS}  # fmt: skip
 _FIGURES = {"auc": "auc", "acc": "accuracy", "precision": "precision", "recall": "recall"}
+_SLIDES_IN = {"bcnb": "WSIs"}
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {"bcnb": {"mpp": "native"}}  # its JPEGs say no resolution; as the paper
 
 
@@ -31,7 +32,8 @@ class Slides:
         """Return labels and tiles once, then features and tasks of each encoder."""
         run = context.run_of(entry)
         steps = [self._cohort(entry, context)] if entry.is_of_paper else []
-        words = ["tile", str(entry.root), "--run", str(run), *flags(tile_options(entry)), *context.running_words()]
+        words = ["tile", str(slides_folder(entry)), "--run", str(run), *flags(tile_options(entry))]
+        words += context.running_words()
         steps.append(self._step(entry, "tile", "", words, outputs=(entry.folder / "tiles.csv",), inputs=(entry.root,)))
         for encoder in encoders:
             words = ["embed", "--encoder", encoder, "--run", str(run), *flags(entry.options_of("embed"))]
@@ -105,8 +107,14 @@ class Slides:
         """Count slides; how many tiles they have is measured by tiling some (`plan`)."""
         from wsi_dino.pathology.discovery import discover_slides
 
-        n_slides = len(discover_slides(entry.root))
+        n_slides = len(discover_slides(slides_folder(entry)))
         return Work(n_slides, "slides", 0.0, None, False, 1.0, f"{n_slides} slides found", "training of MIL models")
+
+
+def slides_folder(entry: Entry) -> Path:
+    """Return where the slides lie: BCNB's folder holds patches beside them, under the same names."""
+    inner = entry.root / _SLIDES_IN.get(entry.form, "")
+    return inner if inner.is_dir() else entry.root
 
 
 def tile_options(entry: Entry) -> dict[str, Any]:

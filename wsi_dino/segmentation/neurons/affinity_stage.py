@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ def _work(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[st
     raws = {source.name: source.read_raw() for source in experiment.dataset.subsets}
     for source in experiment.judged:
         source.read_labels()  # what is wrong with them is told now, not after the training
-    for source in experiment.dataset.subsets:
-        experiment.told.begin(f"encoding {source.name}", learner.n_preparations(source.shape[0], source.name))
-        learner.prepare(raws[source.name].voxels, source.name, source.fingerprint())
+    prepare_sections(experiment, learner, raws)
     encoded = time.process_time()
     trainer, history = _train(experiment, learner, raws["train"], key)
     trained = time.process_time()
@@ -59,6 +58,13 @@ def _work(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[st
             "prediction": round(time.process_time() - trained, 2),
         },
     }
+
+
+def prepare_sections(experiment: Experiment, learner: AffinityLearner, raws: Mapping[str, RawVolume]) -> None:
+    """Encode all sections of all subsets, or find them encoded; other processes may take part."""
+    for source in experiment.dataset.subsets:
+        experiment.told.begin(f"encoding {source.name}", learner.n_preparations(source.shape[0], source.name))
+        learner.prepare(raws[source.name].voxels, source.name, source.fingerprint())
 
 
 def _train(

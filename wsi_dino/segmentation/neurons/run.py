@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from wsi_dino import share
 from wsi_dino.claims import try_claim
 from wsi_dino.errors import ConfigError
 from wsi_dino.provenance import fingerprint
@@ -29,6 +30,7 @@ def segment_neurons(request: EmRequest, dataset: EmDataset, told: Told) -> dict[
         With a stage before the last, which stage was done and where its files are.
 
     Raises:
+        PartDone: this process has a part of the sections (`share`), and they are encoded.
         ConfigError: settings make no sense, a stage before the one asked for is not done, another process is at
             work here, or a library is missing.
         VolumeError: sections cannot be read or make no sense.
@@ -36,6 +38,8 @@ def segment_neurons(request: EmRequest, dataset: EmDataset, told: Told) -> dict[
     """
     _check(request)
     layout = EmLayout(RunFolder(request.run), dataset.name, request.label)
+    if share.current() is not None:
+        _encode_sections(Experiment(request, dataset, layout, StageRows(layout), told))
     claim = try_claim(layout.run.claim_path("em", f"{dataset.name}/{request.label}"))
     if claim is None:
         raise ConfigError(
@@ -45,6 +49,16 @@ def segment_neurons(request: EmRequest, dataset: EmDataset, told: Told) -> dict[
         return _stages(Experiment(request, dataset, layout, StageRows(layout), told))
     finally:
         claim.release()
+
+
+def _encode_sections(experiment: Experiment) -> None:
+    """Encode the sections, which is what can be shared, and end this process's part."""
+    from wsi_dino.segmentation.neurons.affinity_learners import make_learner
+    from wsi_dino.segmentation.neurons.affinity_stage import prepare_sections
+
+    learner = make_learner(experiment.request, experiment.layout, experiment.told.advance)
+    prepare_sections(experiment, learner, {source.name: source.read_raw() for source in experiment.dataset.subsets})
+    share.end_part("em sections", [])
 
 
 def _check(request: EmRequest) -> None:

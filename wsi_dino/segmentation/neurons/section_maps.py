@@ -213,7 +213,8 @@ def encode_volume(
     seen = apply_view(voxels, view)
     identity = fingerprint(source, view, plan.upscale, plan.tile_px)
     items = [Item(f"{z:04d}", identity) for z in range(len(seen))]
-    queue = ItemQueue(run, stage, items, lambda item, row: (folder / f"{item.key}.safetensors").is_file())
+    is_intact = lambda item, row: (folder / f"{item.key}.safetensors").is_file()  # noqa: E731
+    queue = ItemQueue(run, stage, items, is_intact, is_divided=True)
     while (claimed := queue.take()) is not None:
         try:
             z = int(claimed.item.key)

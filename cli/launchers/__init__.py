@@ -1,0 +1,1 @@
+"""Engines that start workers on a run, one file each."""
