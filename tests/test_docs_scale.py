@@ -73,6 +73,7 @@ def test_arithmetic_of_the_page() -> None:
         assert f"{tiles * dim * 4 / 1e12:.2f}" == whole
         assert f"{half} TB" in _PAGE
         assert f"{whole} TB" in _PAGE
+    assert [f"{tiles / rate / 3600:.3g}" for rate in (14.0, 1.36)] == ["1.98e+04", "2.04e+05"]
     assert round(tiles / 1000 / 3600) == 278
     assert round(tiles / 300 / 86400) == 39
     assert round(tiles / 2000 / 86400) == 6
