@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,7 +138,9 @@ def test_an_adapter_is_not_judged_by_what_it_has_learnt_from(finished: tuple[Pat
 
 @pytest.mark.slow
 def test_killed_and_repeated_gives_the_same_bytes(finished: tuple[Path, Ran], tmp_path: Path) -> None:
-    _draw(tmp_path)
+    # with their times, after which shards are named
+    shutil.copytree(finished[0] / "images", tmp_path / "images")
+    shutil.copy2(finished[0] / "discs.csv", tmp_path)
     command = [sys.executable, "-m", "wsi_dino.cli", *map(str, (*_CHEST, *_ADAPT))]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(
