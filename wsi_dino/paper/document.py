@@ -25,6 +25,7 @@ TITLES = {
     9: "Neurons in electron microscopy: AC3/AC4 and Wafer4",
     10: "Tumours in PET and CT: AutoPET-II and HECKTOR 2022",
 }
+_OF_MODELS = 1
 METRICS = {
     "auc": "AUC", "acc": "accuracy", "precision": "precision", "recall": "recall", "dice": "Dice, %",
     "hd95": "HD95", "voi_split": "VOI split", "voi_merge": "VOI merge", "voi_sum": "VOI", "arand": "ARAND",
@@ -136,8 +137,8 @@ def _letter(number: int) -> str:
 
 def results_beyond(results: Results, tables: Sequence[Table]) -> list[Beyond]:
     """Return results that no table of the paper shows: one's own datasets, BCNB, other sizes and splits."""
-    shown = {cell.result for table in tables for row in table.rows for cell in row.cells.values() if cell.ours}
-    shown |= {ResultKey(f"msd-task{n:02d}", "", key.encoder) for key in results.state.results for n in range(1, 11)}
+    of_results = [table for table in tables if table.printed.number != _OF_MODELS]
+    shown = {cell.result for table in of_results for row in table.rows for cell in row.cells.values() if cell.ours}
     found: dict[str, list[BeyondRow]] = {}
     for key in results.state.results:
         figures = {} if key in shown else results.figures(key)

@@ -123,7 +123,9 @@ def render_page(
 
 
 def _body(picture: Picture, is_photo: bool) -> str:
-    return _jpeg(picture) if is_photo else picture.page_svg()
+    if is_photo:
+        return _jpeg(picture)
+    return Picture(picture.name, _attribute(picture.label), picture.size_in, picture.draw).page_svg()
 
 
 def _jpeg(picture: Picture) -> str:
