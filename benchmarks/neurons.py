@@ -46,7 +46,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sections", type=int, default=125)
     parser.add_argument("--side", type=int, default=1250)
-    parser.add_argument("--scoring", default="mean")
+    parser.add_argument("--scoring", default="max-quantile-50")
     parser.add_argument("--floors", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--folder", type=Path, help="kept; nothing in it is made twice")
     parser.add_argument("--stage", choices=_STAGES, help=argparse.SUPPRESS)

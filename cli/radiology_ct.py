@@ -176,9 +176,9 @@ def ct(
     """Learn labels of CT volumes from frozen features of all their slices.
 
     Writes RUN/radiology/DATASET/ENCODER@SIZE-WINDOW-POOL-PROBE/ with metrics.json, predictions.csv, report.html and
-    volumes.csv, and features beside them. With --adapt lora the encoder itself learns with them, fold by fold. The
-    same command goes on where it was killed; several may share a run. Exit code 1 when a volume could not be used;
-    the others are judged.
+    volumes.csv, features beside them, and for several encoders or sizes a study. With --adapt lora the encoder itself
+    learns with them, fold by fold. The same command goes on where it was killed; several may share a run. Exit code 1
+    when a volume could not be used; the others are judged.
     """
     from wsi_dino.cli.radiology_ct_work import CtAsked, run_ct
     from wsi_dino.run_folder import RunFolder

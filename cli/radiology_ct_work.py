@@ -68,6 +68,14 @@ class CtAsked:
 
         return task_folder(self.run, self.table.name, self.task)
 
+    @property
+    def study_folder(self) -> Path:
+        """Of the table and picture of several encoders or sizes, for one window, pool and probe."""
+        from wsi_dino.run_folder import safe_name
+
+        window = self.view["window"].replace(":", "to")
+        return self.folder / safe_name("-".join(("study", window, self.spec.pool, self.spec.probe)))
+
 
 def run_ct(asked: CtAsked) -> tuple[list[dict[str, Any]], int]:
     """Return the content of each metrics.json (or what a shard did), and how many volumes failed.
@@ -83,6 +91,10 @@ def run_ct(asked: CtAsked) -> tuple[list[dict[str, Any]], int]:
         made, reasons = _one(asked, encoder.settings, side, view, adaptation)
         results += made
         failed |= set(reasons)
+    if len(results) > 1 and all("labels" in result for result in results):  # a shard has none
+        from wsi_dino.evaluation.size_study import write_study
+
+        write_study(asked.study_folder, results)
     return results, len(failed)
 
 

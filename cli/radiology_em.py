@@ -153,8 +153,8 @@ def em(
         str,
         _option(_JOINING, "--scoring", metavar="mean|quantile-Q|max-quantile-Q",
                 help="What stands for the affinities between two segments; max-: between two fragments the greatest, "
-                "as public code of the field has it.  [default: mean]"),
-    ] = "mean",
+                "as public code of the field has it.  [default: max-quantile-50]"),
+    ] = "max-quantile-50",
     thresholds: Annotated[
         str | None,
         _option(_JOINING, "--thresholds", metavar="T,T", help="Of 1 - affinity.  [default: 0.05, 0.1 ... 0.95]"),

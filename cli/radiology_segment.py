@@ -152,9 +152,9 @@ def segment(
         _option(
             _FEATURES, "--views", min=1, max=8,
             help="Flips and quarter turns of training slices, each encoded and kept: 1 as is, 2 with the mirror image, "
-            "4 with half turns, 8 all.  [default: 2]",
+            "4 with half turns, 8 all.  [default: 1]",
         ),
-    ] = 2,
+    ] = 1,
     test_views: Annotated[
         int,
         _option(

@@ -137,8 +137,9 @@ def test_a_published_dataset_stands_beside_the_papers_rows(tmp_path: Path) -> No
     for name in ("wafer4_inputs.h5", "wafer4_labels.h5"):
         with h5py.File(tmp_path / name, "w") as file:
             file["main"] = grey if "inputs" in name else ids.astype(np.uint64)
-    options = shlex.split("--dataset wafer4 --root . --steps 1 --window-sections 2 --window-voxels 16 --no-floors")
-    assert run_command(tmp_path, "radiology", "em", "--encoder", "unet3d", *options).code == 0
+    options = shlex.split("--dataset wafer4 --root . --steps 6 --window-sections 4 --window-voxels 24 --no-floors")
+    ran = run_command(tmp_path, "radiology", "em", "--encoder", "unet3d", *options)
+    assert ran.code == 0, ran.stderr
     (page,) = (text.read_text(encoding="utf-8") for text in tmp_path.rglob("report.html"))
     assert "What the paper prints: Table 9" in page
     row = page[page.index("DINOv3-L") :].split("</tr>")[0]

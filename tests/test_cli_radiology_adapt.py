@@ -201,6 +201,8 @@ def test_volumes_adapt_by_some_slices_and_are_judged_by_all(tmp_path: Path) -> N
     adapter = read_adapter(folder / "timm__test_vit+lora@32-random-0-wide-mean-adapter/fold-0")
     (fold,) = ran.json["protocol"]["folds"]
     assert len(adapter.record.trained_on.learnt_from) == fold["train"]["volumes"] + fold["val"]["volumes"]
+    study = (folder / "study-wide-mean-linear/study.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in study[1:]] == [["timm/test_vit", "32"], ["timm/test_vit+lora", "32"]]
     knn = run_command(tmp_path, *command, "--probe", "knn", "--k", 3)
     assert knn.code == 0, knn.stderr
     assert "Adapting" not in knn.stderr, "adapters do not depend on the probe"

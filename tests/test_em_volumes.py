@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -170,3 +173,26 @@ def test_a_missing_dataset_names_the_files_and_the_same_volume_twice_is_refused(
     files = write_pair(tmp_path, "x", *drawn_neurons())
     with pytest.raises(VolumeError, match="same content"):
         open_files(files, files, name="x")
+
+
+def test_a_volume_that_finds_no_room_ends_in_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a small disk")
+    code = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from wsi_dino.segmentation.neurons.volume_files import writing_volume\n"
+        "noise = np.random.default_rng(0).integers(0, 255, (1, 300, 300), dtype=np.uint8)\n"
+        "with writing_volume(Path(sys.argv[1]), 'main', (3, 300, 300), np.uint8, {}) as write:\n"
+        "    for z in range(3):\n"
+        "        write(z, noise)\n"
+    )
+    try:
+        command = [sys.executable, "-c", code, str(tmp_path / "volume.h5")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 1  # not by a signal: HDF5 crashes when it cannot close a file
+        assert "the disk is full" in done.stderr
+        assert not list(tmp_path.iterdir())
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)

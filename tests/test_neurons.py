@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter, label
 from toy_neurons import drawn_neurons
 
 from wsi_dino.errors import ConfigError, ResultError
+from wsi_dino.segmentation.neurons import agglomeration
 from wsi_dino.segmentation.neurons.affinities import (
     LONG_RANGE,
     NEAREST,
@@ -146,6 +147,21 @@ def test_sections_one_after_the_other_join_as_waterz_joins_the_whole(
         assert len(np.unique(whole.segments.max(1))) > 4
         parts = agglomerate_sections(lambda z: (affinities[:, z], fragments[z]), 6, thresholds, scoring)  # noqa: B023
         np.testing.assert_array_equal(parts.segments, whole.segments)
+
+
+def test_a_volume_beyond_the_limit_is_joined_as_one_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    affinities = _cloudy_affinities(5)
+    fragments = _fragments(affinities)
+
+    def section(z: int) -> tuple[np.ndarray, np.ndarray]:
+        return affinities[:, z], fragments[z]
+
+    below = agglomeration.agglomerate_volume(section, fragments.shape, _THRESHOLDS)
+    monkeypatch.setattr(agglomeration, "MOST_VOXELS_AT_ONCE", fragments.size - 1)
+    monkeypatch.setattr(agglomeration, "agglomerate", None)
+    beyond = agglomeration.agglomerate_volume(section, fragments.shape, _THRESHOLDS)
+    assert beyond.thresholds == below.thresholds
+    np.testing.assert_array_equal(beyond.segments, below.segments)
 
 
 def test_float_affinities_fall_into_the_bins_that_waterz_has() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -146,6 +147,21 @@ def write_atomically(path: Path) -> Iterator[Path]:
             _fsync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_hdf5_atomically(path: Path) -> Iterator[Any]:
+    """Yield a new `h5py.File`, which becomes `path` on success; see `write_atomically`.
+
+    It is in memory, compressed as asked for, until it is whole: HDF5 crashes the process when a disk is full.
+    """
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        yield file
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def write_text_atomically(path: Path, text: str) -> None:

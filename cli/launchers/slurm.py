@@ -96,7 +96,7 @@ class SlurmEngine:
             executor = self._submitit.AutoExecutor(folder=str(folder), cluster=s.cluster)
         except RuntimeError as error:
             raise ConfigError(
-                f"--launcher slurm: {error}. Is `sbatch` on this machine? --launch cluster=local tries it without."
+                f"--launcher slurm: {error} Run it where `sbatch` is; --launch cluster=local tries it without SLURM."
             ) from error
         executor.update_parameters(name="wsi-dino", timeout_min=max(1, round(60 * s.hours)), cpus_per_task=s.cpus,
                                    mem_gb=s.memory_gb)  # fmt: skip

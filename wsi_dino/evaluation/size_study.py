@@ -38,7 +38,8 @@ def _row(result: Mapping[str, Any]) -> dict[str, Any]:
             f"{name}_low": summary[name]["low"],
             f"{name}_high": summary[name]["high"],
         }
-    row["check_auc_macro_frequent"] = result["check"]["summary"][_AXIS]["value"]
+    check = result.get("check")  # k-NN has none
+    row["check_auc_macro_frequent"] = check["summary"][_AXIS]["value"] if check else None
     return row | {"images": result["images"]["used"], "images_failed": result["images"]["failed"]}
 
 

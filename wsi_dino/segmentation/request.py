@@ -35,7 +35,7 @@ class FeatureSpec(BaseModel):
     patch_mm: float | None = Field(default=None, gt=0)
     voxels_per_patch: float = Field(default=3.5, gt=0)
     max_px: int = Field(default=448, ge=32)
-    n_views: int = Field(default=2, ge=1, le=8)
+    n_views: int = Field(default=1, ge=1, le=8)
     n_test_views: int = Field(default=1, ge=1, le=8)
     meeting: MeetingChoice = "auto"
 

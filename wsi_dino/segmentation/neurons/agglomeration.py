@@ -21,7 +21,7 @@ from wsi_dino.segmentation.neurons.waterz_calls import join
 
 _SCORING = re.compile(r"(max-)?quantile-(\d+)")
 _QUANTILES = (10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80, 85, 90, 95)
-DEFAULT_SCORING = "mean"
+DEFAULT_SCORING = "max-quantile-50"
 MOST_VOXELS_AT_ONCE = 48_000_000  # of which waterz takes 3 GB
 _QUEUE_BINS = 256
 

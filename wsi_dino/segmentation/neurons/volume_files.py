@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_dino.errors import VolumeError
-from wsi_dino.provenance import storage_errors, write_atomically
+from wsi_dino.provenance import storage_errors, write_hdf5_atomically
 from wsi_dino.segmentation.neurons.agglomeration import Merges
 from wsi_dino.segmentation.neurons.optional_libraries import require
 from wsi_dino.segmentation.prepared import open_tensors, write_tensors
@@ -33,11 +33,9 @@ def writing_volume(
         dtype: of voxels.
         attributes: of the dataset.
     """
-    import h5py
-
     sides = [min(side, _CHUNK_PX) for side in shape[-2:]]
     chunks = (*shape[:-3], 1, *sides)
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as file:
+    with write_hdf5_atomically(path) as file:
         dataset = file.create_dataset(
             key, shape=tuple(shape), dtype=dtype, chunks=chunks, compression="gzip", compression_opts=1,
             shuffle=True, fletcher32=True,
@@ -113,11 +111,14 @@ def write_zarr(
         shutil.rmtree(temporary, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         chunks = (1, *(min(side, _CHUNK_PX) for side in fragments.shape[1:]))
-        array = zarr.create_array(
-            store=str(temporary), shape=fragments.shape, chunks=chunks, dtype="uint32", zarr_format=2,
-            attributes=attributes,
-        )  # fmt: skip
-        for z, section in enumerate(fragments):
-            array[z] = segments[section]
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        try:
+            array = zarr.create_array(
+                store=str(temporary), shape=fragments.shape, chunks=chunks, dtype="uint32", zarr_format=2,
+                attributes=attributes,
+            )  # fmt: skip
+            for z, section in enumerate(fragments):
+                array[z] = segments[section]
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
