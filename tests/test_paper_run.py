@@ -28,6 +28,7 @@ from wsi_dino.paper.kinds import COMMANDS, KINDS
 from wsi_dino.paper.result_file import read_result, result_fingerprint
 from wsi_dino.paper.roots import PAPER_DATASETS, PUBLISHED_NAMES, read_roots
 
+pytestmark = pytest.mark.timeout(1800)  # 42 commands in one fixture: minutes, but more on a busy machine
 _ENCODER = ("--encoder", "efficientnet-lite0", "--workers", 1)
 _FACTORS = {"percent": 100, "share": 1, "bits": 1, "mm": 1}
 
