@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from collections.abc import Callable
@@ -46,6 +47,10 @@ class Picture:
         """The SVG as text, on white; the same bytes for the same content."""
         return self._saved("svg").decode("utf-8")
 
+    def png(self) -> bytes:
+        """Return the picture as PNG, 200 dpi."""
+        return self._saved("png")
+
     def page_svg(self) -> str:
         """Return the SVG to stand in an HTML page: scaled to its place, ids unique to the picture."""
         text = self.svg
@@ -54,14 +59,14 @@ class Picture:
         text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
         text = re.sub(r' id="', f' id="{self.name}-', text)
         text = text.replace("url(#", f"url(#{self.name}-").replace('href="#', f'href="#{self.name}-')
-        return text.replace("<svg ", f'<svg role="img" aria-label="{self.label}" ', 1)
+        return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(self.label)}" ', 1)
 
     def save(self, folder: Path) -> list[Path]:
         """Write NAME.svg and NAME.png (200 dpi) and return their paths."""
         paths = [folder / f"{self.name}.{kind}" for kind in ("svg", "png")]
         for path in paths:
             with write_atomically(path) as temporary:
-                temporary.write_bytes(self.svg.encode() if path.suffix == ".svg" else self._saved("png"))
+                temporary.write_bytes(self.svg.encode() if path.suffix == ".svg" else self.png())
         return paths
 
     def _saved(self, kind: str) -> bytes:

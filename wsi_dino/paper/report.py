@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -37,6 +39,7 @@ PAGE = "report.html"
 _FIGURES = "figures"
 _JPEG_QUALITY = 80
 _PHOTO_PX = 1100
+_CODE = re.compile(r"`([^`]+)`")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def render_page(
     from markupsafe import Markup
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"ours": ours_text, "difference": difference_text, "row_name": row_name}
+    environment.filters |= {"ours": ours_text, "difference": difference_text, "row_name": row_name, "code": _with_code}
     package = resources.files("wsi_dino.paper")
     source = package.joinpath("page.html.jinja").read_text(encoding="utf-8")
     style = package.joinpath("page.css").read_text(encoding="utf-8")
@@ -123,16 +126,14 @@ def render_page(
 
 
 def _body(picture: Picture, is_photo: bool) -> str:
-    if is_photo:
-        return _jpeg(picture)
-    return Picture(picture.name, _attribute(picture.label), picture.size_in, picture.draw).page_svg()
+    return _jpeg(picture) if is_photo else picture.page_svg()
 
 
 def _jpeg(picture: Picture) -> str:
     """Return a picture of pixels as an image that takes little room."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(picture._saved("png"))) as opened:
+    with Image.open(io.BytesIO(picture.png())) as opened:
         image = opened.convert("RGB")
     if image.width > _PHOTO_PX:
         image = image.resize((_PHOTO_PX, round(image.height * _PHOTO_PX / image.width)), Image.Resampling.LANCZOS)
@@ -140,13 +141,14 @@ def _jpeg(picture: Picture) -> str:
     image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     size = f'width="{image.width}" height="{image.height}"'
-    return f'<img src="data:image/jpeg;base64,{data}" {size} alt="{_attribute(picture.label)}">'
+    return f'<img src="data:image/jpeg;base64,{data}" {size} alt="{html.escape(picture.label)}">'
 
 
-def _attribute(text: str) -> str:
-    from markupsafe import escape
+def _with_code(text: str) -> str:
+    """Return plain text as HTML: what stands between backticks is code."""
+    from markupsafe import Markup
 
-    return str(escape(text))
+    return Markup(_CODE.sub(r"<code>\1</code>", html.escape(text)))
 
 
 def _steps(results: Results) -> list[dict[str, Any]]:
