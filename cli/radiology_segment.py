@@ -184,7 +184,8 @@ def segment(
         int | None, _option(_TRAINING, "--epochs", min=1, help="Passes over the training cases.  [default: 20]")
     ] = None,
     lr: Annotated[
-        float | None, _option(_TRAINING, "--lr", help="Rate of AdamW, falling by a cosine.  [default: 1e-3]")
+        float | None,
+        _option(_TRAINING, "--lr", help="Rate of AdamW, falling by a cosine.  [default: 3e-3; with --model 1e-3]"),
     ] = None,
     weight_decay: Annotated[
         float | None, _option(_TRAINING, "--weight-decay", help="Of AdamW.  [default: 1e-2]")

@@ -133,6 +133,13 @@ def test_sub_pixels_lie_in_their_cell() -> None:
     assert answer[0, 0, 0].tolist() == [[0, 1], [2, 3]]
 
 
+def test_the_sub_pixels_of_a_fresh_decoder_answer_alike() -> None:
+    last = make_decoder("conv3d", [Layer(8, 16)], 3, 1, is_light=True).head.last
+    answer = last(torch.randn(1, last.in_channels, 2, 4, 4)).detach().view(3, 4, -1)  # type: ignore[union-attr, operator, arg-type]
+    assert torch.allclose(answer, answer[:, :1].expand_as(answer))
+    assert not torch.allclose(answer[0], answer[1]), "classes do not"
+
+
 def test_interpolation_at_voxels_is_that_of_grid_sample() -> None:
     lattice, rows, cols = torch.randn(1, 3, 2, 7, 5), torch.rand(11), torch.rand(9)
     rows[:2] = torch.tensor([0.0, 1.0])

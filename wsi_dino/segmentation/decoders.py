@@ -128,6 +128,9 @@ class _VoxelHead(nn.Module):
         n_in = width + image_channels
         self.block = _block(n_in, width) if image_channels else nn.Identity()
         self.last = nn.Conv3d(width, n_outputs * parts**2, 1)
+        if parts > 1:  # all answers of a cell begin alike: no checkerboard to be unlearned (Aitken et al. 2017)
+            for weights in self.last.parameters():
+                weights.data = weights.data[:: parts**2].repeat_interleave(parts**2, 0)
 
     def forward(self, lattice: Tensor, rows: Tensor, cols: Tensor, grey: Tensor | None) -> Tensor:
         if not self.image_channels:  # a linear map of channels and one of places: the fewer channels go first

@@ -35,6 +35,7 @@ from wsi_dino.segmentation.views import VIEWS
 from wsi_dino.share import end_part
 
 _PET_WARMUP_EPOCHS = 1
+_DECODER_RATE = 3e-3  # decoders are small; networks of voxels keep the recipe's own
 
 
 class Reporter(Protocol):
@@ -212,6 +213,8 @@ def _wanted_views(folds: Sequence[SegmentationFold], spec: FeatureSpec) -> dict[
 def _context(experiment: _Experiment, prepared: PreparedCases, learner: Learner, reporter: Reporter) -> FoldContext:
     request = experiment.request
     given = dict(request.training)
+    if not request.is_network:
+        given.setdefault("learning_rate", _DECODER_RATE)
     if any(channel.modality == "pet" for channel in experiment.dataset.channels):
         given.setdefault("warmup_epochs", _PET_WARMUP_EPOCHS)
     return FoldContext(
