@@ -25,7 +25,7 @@ demo: setup
 
 # tests marked slow are left to CI (.ci/run sets CI), so that this stays under ten minutes; CI=1 runs them here too
 test: setup lint
-	$(PY) -m pytest -n 2 $(if $(CI),,-m "not slow")
+	$(PY) -m pytest -n 2 --dist loadgroup $(if $(CI),,-m "not slow")
 
 lint: setup
 	$(VENV)/bin/ruff check .

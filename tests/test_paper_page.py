@@ -37,6 +37,7 @@ def answer(page: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-page")
 def test_the_page_asks_nothing_of_a_network_and_nothing_goes_wrong(page: Path, answer: dict[str, Any]) -> None:
     assert answer["requests"] == []
     assert answer["errors"] == []
@@ -48,6 +49,7 @@ def test_the_page_asks_nothing_of_a_network_and_nothing_goes_wrong(page: Path, a
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-page")
 def test_the_page_is_no_wider_than_the_window_and_tables_scroll_in_their_own_frame(answer: dict[str, Any]) -> None:
     assert answer["scroll_width"] <= answer["width"]
     assert len(answer["tables"]) >= 14
@@ -55,12 +57,14 @@ def test_the_page_is_no_wider_than_the_window_and_tables_scroll_in_their_own_fra
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-page")
 def test_light_and_dark_follow_the_readers_wish(answer: dict[str, Any]) -> None:
     channels = [int(number) for number in re.findall(r"\d+", answer["background"])[:3]]
     assert max(channels) < 60 if answer["dark"] else min(channels) > 220
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-page")
 def test_headings_captions_and_labels_are_there_for_who_listens(answer: dict[str, Any]) -> None:
     levels = [level for level, _ in answer["headings"]]
     assert levels.count(1) == 1
@@ -78,6 +82,7 @@ def test_headings_captions_and_labels_are_there_for_who_listens(answer: dict[str
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-page")
 def test_the_keyboard_reaches_everything(answer: dict[str, Any]) -> None:
     assert answer["first"] == ["Skip to the tables", True], "the first stop skips the contents, and is seen"
     assert len(set(answer["ids"])) == len(answer["ids"])

@@ -56,7 +56,7 @@ def _source(cell: dict[str, str], metrics: dict[str, Any]) -> Any:
     return labels[0][key]["value"] if len(labels) == 1 else metrics["summary"][f"{key}_macro"]["value"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # its tests are one xdist_group: one worker makes the run, once
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything from nothing: all datasets, planned, run, reported."""
     folder = tmp_path_factory.mktemp("paper")
@@ -76,6 +76,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-run")
 def test_every_number_is_that_of_the_file_it_names(whole: Path) -> None:
     run = whole / "RUN"
     n_checked = 0
@@ -95,6 +96,7 @@ def test_every_number_is_that_of_the_file_it_names(whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-run")
 def test_every_cell_has_a_number_or_says_why_not_and_every_published_one_stands_beside(whole: Path) -> None:
     cells = _cells(whole / "RUN")
     printed = read_tables()
@@ -114,6 +116,7 @@ def test_every_cell_has_a_number_or_says_why_not_and_every_published_one_stands_
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-run")
 def test_all_five_figures_and_all_forms_are_there(whole: Path) -> None:
     run = whole / "RUN"
     names = {path.stem for path in (run / "figures").glob("*.svg")}
@@ -130,6 +133,7 @@ def test_all_five_figures_and_all_forms_are_there(whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-run")
 def test_again_only_what_failed_is_tried_and_the_document_is_the_same(whole: Path) -> None:
     run = whole / "RUN"
     before = {name: (run / name).read_bytes() for name in ("paper.json", "report.html", "report.csv", "report.tex")}
@@ -141,6 +145,7 @@ def test_again_only_what_failed_is_tried_and_the_document_is_the_same(whole: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("paper-run")
 def test_a_number_that_was_changed_after_the_run_is_not_shown(whole: Path) -> None:
     path = whole / "RUN/runs/rsna/radiology/rsna/efficientnet-lite0@64/metrics.json"
     content = path.read_bytes()
