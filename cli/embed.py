@@ -195,7 +195,7 @@ def embed(
     folder = RunFolder(run).require()
     _require_tiles(folder)
     stain = _load_stain(stain_norm, stain_reference)
-    encoders = encoder_settings(
+    chosen = encoder_choices(
         names,
         pooling=per_encoder("--pooling", pooling, names),
         input_px=per_encoder("--input-px", input_px, names),
@@ -207,6 +207,7 @@ def embed(
         precision=precision.value,
         runtime=runtime.value,
     )
+    encoders = tuple(arguments for _, arguments in chosen)
     spec = _make_spec(store_dtype, backend, precision, runtime, batch_size, stain)
     from wsi_dino.cli.embed_request import EmbedRequest
 
@@ -276,24 +277,6 @@ def _make_spec(
     )
 
 
-def encoder_settings(
-    names: Sequence[str],
-    *,
-    pooling: Mapping[str, str],
-    input_px: Mapping[str, str],
-    weights: Mapping[str, str],
-    adapter: Mapping[str, str],
-    random_weights: int | None,
-    **settings: Any,
-) -> tuple[dict[str, Any], ...]:
-    """Return the arguments of `load_encoder` for each encoder; what is wrong with them costs no import of torch."""
-    chosen = encoder_choices(
-        names, pooling=pooling, input_px=input_px, weights=weights, adapter=adapter, random_weights=random_weights,
-        **settings,
-    )  # fmt: skip
-    return tuple(arguments for _, arguments in chosen)
-
-
 def encoder_choices(
     names: Sequence[str],
     *,
@@ -304,7 +287,7 @@ def encoder_choices(
     random_weights: int | None,
     **settings: Any,
 ) -> tuple[tuple[EncoderSpec, dict[str, Any]], ...]:
-    """Return the record of each encoder and its arguments of `load_encoder`."""
+    """Return the record of each encoder and its arguments of `load_encoder`; what is wrong costs no import of torch."""
     _check_adapters(names, adapter, settings["called"])
     if random_weights is not None and weights:
         raise ConfigError("--weights and --random-weights exclude each other: give one of them.")

@@ -14,12 +14,11 @@ from typing import Any
 from wsi_dino.cli import console
 from wsi_dino.cli.launchers.engine import Engine, Settings
 from wsi_dino.cli.launchers.registry import LauncherName, make_engine, read_settings
-from wsi_dino.cli.launchers.task import WorkerEnd, WorkerTask
+from wsi_dino.cli.launchers.task import RESULTS, WorkerEnd, WorkerTask
 from wsi_dino.errors import ConfigError
 from wsi_dino.run_folder import RunFolder
 from wsi_dino.run_status import RunReader
 
-_RESULTS = "results"
 _POLL_S = 0.2
 _LOOK_EVERY_S = 2.0
 _TAIL_CHARACTERS = 2000
@@ -82,12 +81,11 @@ class _Session:
     def task(self, name: str, extra: tuple[str, ...] = ()) -> WorkerTask:
         run = self.launch.run.absolute()
         log = run / ".state" / "logs" / f"{self.mark}-{name}.log"
-        sharing = {"WSI_DINO_PROCESSES": str(self.n_workers)} if self.launch.share_cores and name != _RESULTS else {}
+        sharing = {"WSI_DINO_PROCESSES": str(self.n_workers)} if self.launch.share_cores and name != RESULTS else {}
         return WorkerTask(
             name, (*self.launch.arguments, *extra), os.getcwd(), str(run), str(log),
             environment={"WSI_DINO_LAUNCH": self.mark, "WSI_DINO_WORKER": name, **sharing},
             setup=tuple(getattr(self.settings, "setup", ())), container=str(getattr(self.settings, "container", "")),
-            may_hang=name == _RESULTS,
         )  # fmt: skip
 
     def work(self) -> None:
@@ -128,7 +126,7 @@ class _Session:
 
     def results(self) -> WorkerEnd:
         """Run the same command once more: it finds the work done and writes tables and reports."""
-        task = self.task(_RESULTS)
+        task = self.task(RESULTS)
         for _ in range(self.settings.retries + 1):
             self.engine.start(task)
             self.engine.flush()

@@ -54,7 +54,7 @@ class LocalEngine:
         if self._devices:
             own = {"CUDA_VISIBLE_DEVICES": self._devices[number % len(self._devices)]}
         else:
-            own = {"OMP_NUM_THREADS": "1"} if task.name != "results" else {}
+            own = {"OMP_NUM_THREADS": "1"} if not task.writes_results else {}
         return replace(task, environment={**task.environment, **own})
 
     def _note(self, task: WorkerTask, done: Future[WorkerEnd]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 _POLL_S = 0.5
 PARENT_PIPE = "WSI_DINO_PARENT_PIPE"
+RESULTS = "results"
 _GRACE_S = 10.0
 
 
@@ -23,7 +24,7 @@ class WorkerTask:
     """What a worker is to do; plain values, so that it can be sent to another machine.
 
     Attributes:
-        name: of the worker, ``w1`` ...; the last one, which writes the results, is ``results``.
+        name: of the worker, ``w1`` ...; the last one, which writes the results, is `RESULTS`.
         arguments: of ``wsi-dino``.
         folder: where the command runs.
         run: the run folder, absolute.
@@ -31,7 +32,6 @@ class WorkerTask:
         environment: added to that of the engine's process.
         setup: shell lines that run before the command, e.g. ``module load cuda``.
         container: words before the command, e.g. ``apptainer exec --nv image.sif``.
-        may_hang: leave it alone when its work does not move on; whoever waits for the results decides.
     """
 
     name: str
@@ -42,7 +42,11 @@ class WorkerTask:
     environment: Mapping[str, str] = field(default_factory=dict)
     setup: tuple[str, ...] = ()
     container: str = ""
-    may_hang: bool = False
+
+    @property
+    def writes_results(self) -> bool:
+        """Whether it comes last and alone; it may seem to hang, and whoever waits for the results decides of that."""
+        return self.name == RESULTS
 
     @property
     def command(self) -> list[str]:
@@ -125,7 +129,7 @@ def _watch(process: subprocess.Popen[bytes], task: WorkerTask) -> bool:
             pass
         if time.monotonic() - looked_s >= beat_s():
             looked_s = time.monotonic()
-            if not task.may_hang and record.tells_of_hanging():
+            if not task.writes_results and record.tells_of_hanging():
                 process.kill()
                 process.wait()
                 return True
