@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +63,11 @@ def embed_in_processes(
     Raises:
         WsiDinoError: of the first process, when none came through.
     """
-    workers = [_start(request, device, len(devices)) for device in devices]
+    workers: list[Worker] = []
     try:
+        for device in devices:
+            with _ctrl_c_waits():
+                workers.append(_start(request, device, len(devices)))
         _listen(workers, progress, say)
     finally:
         _stop(workers)
@@ -85,6 +90,28 @@ def _start(request: EmbedRequest, device: str, n_processes: int) -> Worker:
     process.start()
     theirs.close()  # so that the end of the process ends the pipe
     return Worker(device, process, ours)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Let Ctrl-C wait until a process is started whole and known, so that it can be ended with the others.
+
+    The process begins with SIGINT blocked, until `_work` ignores it: a Ctrl-C from the keyboard reaches it too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield  # in the background of a shell Ctrl-C is for others
+        return
+    resource_tracker.ensure_running()  # else the first start would start it, and unblock SIGINT at that
+    pressed: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 # the parent ------------------------------------------------------------------------------------
@@ -152,6 +179,7 @@ def _stop(workers: list[Worker]) -> None:
 def _work(request: EmbedRequest, device: str, n_processes: int, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # ours were blocked until here: see `_ctrl_c_waits`
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe = _Pipe(connection)
     try:
@@ -224,6 +252,9 @@ class _Pipe:
         self.send("progress", told)
 
     def send(self, kind: str, value: Any) -> None:
-        """Send one message."""
+        """Send one message; without a parent to hear it, end."""
         with self._lock:
-            self._connection.send((kind, value))
+            try:
+                self._connection.send((kind, value))
+            except BrokenPipeError:
+                os._exit(1)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,8 @@ def _features(project: Path) -> dict[str, bytes]:
 
 def _start(project: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "wsi_dino.cli", *_EMBED, "--json", *options]
-    return subprocess.Popen(command, cwd=project, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=project, text=True, start_new_session=True, **pipes)
 
 
 def _children(process: subprocess.Popen[str]) -> list[int]:
@@ -146,10 +148,12 @@ def test_a_killed_process_is_told_and_its_slides_are_done_by_the_other(project: 
 
 
 @pytest.mark.slow
-def test_ctrl_c_to_the_command_alone_ends_all_processes(project: Path) -> None:
+@pytest.mark.parametrize(("send", "n_started"), [(os.kill, 1), (os.kill, 2), (os.killpg, 1), (os.killpg, 2)])
+def test_ctrl_c_ends_all_processes(project: Path, send: Callable[[int, int], None], n_started: int) -> None:
+    """To the command alone, or to all of its processes as from a keyboard; also while they are being started."""
     process = _start(project, "--device", "cpu,cpu")
-    children = _wait_for_children(process, 2)
-    process.send_signal(signal.SIGINT)
+    children = _wait_for_children(process, n_started)
+    send(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert json.loads(out)["exit_code"] == 130
