@@ -235,6 +235,19 @@ def test_the_curve_from_counts_equals_scikit_image_on_voxels() -> None:
     assert (row["voi_split"], row["voi_merge"], row["arand"]) == pytest.approx((split, merge, arand))
 
 
+def test_voxels_of_fragments_are_counted_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.repeat(rng.integers(0, 4, (3, 9, 5)), 3, 2).astype(np.uint64) * 2**40
+    truth[1] = 0  # a section without a neuron
+    fragments = np.repeat(rng.integers(1, 5, (3, 9, 3)), 5, 2).astype(np.uint32) + np.uint32(2**31)
+    counts = count_fragments(truth, fragments)
+    told: Counter[tuple[int, int]] = Counter()
+    for true_id, fragment, n in zip(counts.truth, counts.fragment, counts.n_voxels, strict=True):
+        told[int(true_id), int(fragment)] += int(n)
+    voxels = zip(truth.ravel().tolist(), fragments.ravel().tolist(), strict=True)
+    assert told == Counter(pair for pair in voxels if pair[0])
+
+
 def test_windows_blended_by_slabs_equal_a_whole_volume_to_the_last_bit() -> None:
     shape, rng = (13, 20, 22), np.random.default_rng(0)
     boxes = voxel_boxes(shape, (5, 8, 9), 0.5)

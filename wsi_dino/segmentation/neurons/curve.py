@@ -52,17 +52,23 @@ def count_fragments(truth: np.ndarray, fragments: np.ndarray) -> FragmentCounts:
     """
     if truth.shape != fragments.shape:
         raise ResultError(f"Comparing neurons: truth is {truth.shape}, the segmentation {fragments.shape}.")
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for true_section, section in zip(truth, fragments, strict=True):
-        is_neuron = true_section > 0
-        table = np.stack([true_section[is_neuron].astype(np.int64), section[is_neuron].astype(np.int64)])
-        if table.size:
-            pairs, counts = np.unique(table, axis=1, return_counts=True)
-            parts.append((pairs[0], pairs[1], counts))
+    parts = [_counted(*both) for both in zip(truth, fragments, strict=True) if both[0].any()]
     if not parts:
         raise ResultError("Comparing neurons: no voxel of the truth holds a neuron.")
     truth_ids, fragment_ids, n_voxels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return FragmentCounts(truth_ids, fragment_ids, n_voxels.astype(np.float64))
+    return FragmentCounts(truth_ids, fragment_ids, n_voxels)
+
+
+def _counted(truth: np.ndarray, section: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of one section: runs of one pair are counted, which are few, not voxels."""
+    is_neuron = truth > 0
+    truth, section = truth[is_neuron], section[is_neuron]
+    starts = np.flatnonzero(np.append(True, (truth[1:] != truth[:-1]) | (section[1:] != section[:-1])))
+    truth_ids, of_truth = np.unique(truth[starts].astype(np.int64), return_inverse=True)
+    fragment_ids, of_fragment = np.unique(section[starts].astype(np.int64), return_inverse=True)
+    pairs, of_pair = np.unique(of_truth * len(fragment_ids) + of_fragment, return_inverse=True)
+    counts = np.bincount(of_pair, np.diff(starts, append=len(truth)))
+    return truth_ids[pairs // len(fragment_ids)], fragment_ids[pairs % len(fragment_ids)], counts
 
 
 def curve_of(counts: FragmentCounts, merges: Merges) -> list[dict[str, Any]]:
