@@ -88,6 +88,7 @@ def test_ids_are_numbered_alike_over_blocks() -> None:
     ("ids", "message"),
     [
         (np.array([[[-5, 1]]], np.int32), "lost ids"),
+        (np.array([[[2**64 - 1, 1]]], np.uint64).astype(np.uint32), "a cast makes"),
         (np.array([[[0.5, 1.0]]], np.float32), "whole numbers"),
         (np.array([[[2.0**30, 1.0]]], np.float32), "ids were lost"),
         (np.array([[[np.nan, 1.0]]], np.float64), "whole numbers"),
@@ -121,6 +122,65 @@ def test_shapes_that_differ_without_an_offset_are_refused(tmp_path: Path) -> Non
     grey, ids = drawn_neurons((4, 20, 24))
     with pytest.raises(VolumeError, match="shapes differ"):
         pair("train", *write_pair(tmp_path, "x", grey, ids[:, :19]))
+
+
+def test_voxels_of_two_sizes_or_of_none_are_refused(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((4, 20, 24))
+    files = write_pair(tmp_path, "x", grey, ids)
+
+    def told(raw: object, labels: object) -> None:
+        for path, resolution in zip(files, (raw, labels), strict=True):
+            with h5py.File(path, "a") as file:
+                file["main"].attrs["resolution"] = resolution
+
+    told((40.0, 4.0, 4.0), (40.0, 4.0, 4.0))
+    assert pair("train", *files).resolution_nm == (40.0, 4.0, 4.0)
+    for raw, labels, message in (
+        ((40.0, 4.0, 4.0), (40.0, 8.0, 8.0), "one grid"),
+        ((40.0, 0.0, 4.0), (40.0, 0.0, 4.0), "above 0"),
+        ("40 nm", (40.0, 4.0, 4.0), "three numbers"),
+    ):
+        told(raw, labels)
+        with pytest.raises(VolumeError, match=message):
+            pair("train", *files)
+
+
+def test_what_holds_no_grey_values_is_refused(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((3, 20, 24))
+    _, labels = write_pair(tmp_path, "x", grey, ids)
+    for name, voxels, message in (
+        ("null", h5py.Empty("u1"), "three axes"),
+        ("text", np.full(grey.shape, b"a"), "0 to 255"),
+        ("colours", np.zeros(grey.shape, [("r", "u1"), ("g", "u1")]), "0 to 255"),
+    ):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["main"] = voxels
+        with pytest.raises(VolumeError, match=message):
+            pair("train", str(tmp_path / f"{name}.h5"), labels).read_raw()
+    tifffile.imwrite(tmp_path / "colours.tif", np.zeros((20, 24, 3), np.uint8), photometric="rgb")
+    with pytest.raises(VolumeError, match="one grey channel"):
+        open_array(tmp_path / "colours.tif")
+
+
+def test_a_damaged_byte_anywhere_is_read_or_told_and_nothing_else(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((3, 20, 24))
+    h5, _ = write_pair(tmp_path, "x", grey, ids)
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    for z, section in enumerate(grey):
+        tifffile.imwrite(folder / f"s{z}.tif", section, compression="zlib")
+    rng = np.random.default_rng(0)
+    for path, source in ((Path(h5), h5), (folder / "s1.tif", folder)):
+        whole = path.read_bytes()
+        outcomes = set()
+        for start in rng.integers(0, len(whole), 60):
+            damaged = whole[:start] + rng.bytes(40) + whole[start + 40 :]
+            path.write_bytes(damaged if start % 3 else whole[:start])
+            try:
+                open_array(source).read_sections(0, 3)
+            except VolumeError as error:
+                outcomes.add(path.name in str(error))
+        assert outcomes == {True}
 
 
 def test_nan_deep_and_blank_grey_values_are_refused(tmp_path: Path) -> None:

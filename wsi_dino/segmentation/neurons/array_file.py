@@ -15,6 +15,7 @@ from wsi_dino.errors import VolumeError, nearest_name
 _HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
 _TIFF = (".tif", ".tiff")
 _SECTIONS = (*_TIFF, ".png")
+_BROKEN_HDF5 = (OSError, RuntimeError, KeyError, ValueError)  # h5py, by where it meets what is broken
 _LAST_NUMBER = re.compile(r"(\d+)(?!.*\d)")
 
 
@@ -99,12 +100,14 @@ def _hdf5(path: Path, key: str, keys: tuple[str, ...]) -> ArrayFile:
                     f"Opening {path}: there is no dataset {key!r}; it holds {_listed(_volume_keys(file))}.{near}"
                 )
             _require_3d(f"{path}:{key}", dataset.shape)
-            attributes = dict(dataset.attrs)
+            attributes = {name: dataset.attrs.get(name) for name in ("resolution", "offset")}
             shape, dtype = dataset.shape, dataset.dtype
-    except OSError as error:
+    except _BROKEN_HDF5 as error:
         raise VolumeError(f"Opening {path}: broken or no HDF5 file ({error}).") from error
-    resolution = _triple(path, attributes.get("resolution"), "resolution")
-    offset = _triple(path, attributes.get("offset"), "offset") or (0.0, 0.0, 0.0)
+    resolution = _triple(path, attributes["resolution"], "resolution")
+    if resolution is not None and min(resolution) <= 0:
+        raise VolumeError(f"Opening {path}: its attribute resolution must be above 0, got {resolution}.")
+    offset = _triple(path, attributes["offset"], "offset") or (0.0, 0.0, 0.0)
     return ArrayFile(path, key, shape, dtype, resolution, offset, _hdf5_reader(path, key))
 
 
@@ -115,7 +118,7 @@ def _hdf5_reader(path: Path, key: str) -> Callable[[int, int], np.ndarray]:
         try:
             with h5py.File(path, "r") as file:
                 return np.asarray(file[key][start:stop])
-        except OSError as error:
+        except _BROKEN_HDF5 as error:
             raise VolumeError(f"Reading {path}:{key}, sections {start} to {stop}: broken file ({error}).") from error
 
     return read
@@ -148,14 +151,17 @@ def _listed(names: list[str]) -> str:
 def _triple(path: Path, value: Any, name: str) -> tuple[float, float, float] | None:
     if value is None:
         return None
-    numbers = np.atleast_1d(np.asarray(value, np.float64))
+    try:
+        numbers = np.atleast_1d(np.asarray(value, np.float64))
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
     if numbers.shape != (3,) or not np.isfinite(numbers).all():
         raise VolumeError(f"Opening {path}: its attribute {name} must be three numbers (z, y, x), got {value}.")
     return float(numbers[0]), float(numbers[1]), float(numbers[2])
 
 
-def _require_3d(called: str, shape: tuple[int, ...]) -> None:
-    if len(shape) != 3 or 0 in shape:
+def _require_3d(called: str, shape: tuple[int, ...] | None) -> None:
+    if shape is None or len(shape) != 3 or 0 in shape:
         raise VolumeError(f"Opening {called}: expected three axes (z, y, x), got the shape {shape}.")
 
 
@@ -167,8 +173,11 @@ def _tiff(path: Path) -> ArrayFile:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             shape, dtype = tuple(int(n) for n in series.shape), np.dtype(series.dtype)
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as error:
+            has_colours = "S" in series.axes
+    except Exception as error:  # tifffile meets damaged headers with many kinds of error
         raise VolumeError(f"Opening {path}: broken or no TIFF file ({error}).") from error
+    if has_colours:
+        raise VolumeError(f"Opening {path}: expected pages of one grey channel, got colours in the shape {shape}.")
     _require_3d(str(path), shape)
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -178,7 +187,7 @@ def _tiff(path: Path) -> ArrayFile:
                 if len(pages) == shape[0]:
                     return np.stack([pages[i].asarray() for i in range(start, min(stop, shape[0]))])  # type: ignore[union-attr]
                 return np.asarray(stack.series[0].asarray()[start:stop])
-        except (tifffile.TiffFileError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # as above
             raise VolumeError(f"Reading {path}, sections {start} to {stop}: broken file ({error}).") from error
 
     return ArrayFile(path, "", (shape[0], shape[1], shape[2]), dtype, read_sections=read)
@@ -233,7 +242,7 @@ def numbered_sections(folder: Path) -> list[Path]:
 
 
 def _section(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         if path.suffix.lower() in _TIFF:
@@ -242,7 +251,7 @@ def _section(path: Path) -> np.ndarray:
             section = tifffile.imread(path)
         else:
             section = np.asarray(Image.open(path))
-    except (OSError, ValueError, UnidentifiedImageError) as error:
+    except Exception as error:  # damaged files bring every kind of error out of the decoders
         raise VolumeError(f"Reading the section {path}: broken or no image ({error}).") from error
     if section.ndim != 2:
         raise VolumeError(f"Reading the section {path}: expected one grey channel, got the shape {section.shape}.")

@@ -97,6 +97,12 @@ def pair(name: str, raw: str, labels: str, *, repair: bool = False) -> EmSource:
 
 
 def _origin(raw: ArrayFile, labels: ArrayFile) -> tuple[int, int, int]:
+    a, b = raw.resolution_nm, labels.resolution_nm
+    if a is not None and b is not None and not np.allclose(a, b, rtol=1e-3, atol=0):
+        raise VolumeError(
+            f"Pairing {raw.called} with {labels.called}: a voxel is {a} nm in the one and {b} nm in the other. "
+            "Bring both to one grid, or mend the attribute `resolution`."
+        )
     difference = np.subtract(labels.offset_nm, raw.offset_nm)
     if not difference.any():
         if raw.shape != labels.shape:
@@ -126,8 +132,10 @@ def _as_grey(section: np.ndarray, file: ArrayFile, index: int) -> np.ndarray:
     where = f"Reading {file.called}, section {index}"
     if section.dtype.kind == "f" and not np.isfinite(section).all():
         raise VolumeError(f"{where}: {int((~np.isfinite(section)).sum())} voxels are NaN or infinite.")
+    if section.dtype.kind not in "uif":
+        raise VolumeError(f"{where}: expected grey values of 0 to 255, got {section.dtype}.")
     low, high = float(section.min()), float(section.max())
-    if section.dtype.kind not in "uif" or low < 0 or high > 255:
+    if low < 0 or high > 255:
         raise VolumeError(
             f"{where}: expected grey values of 0 to 255, got {section.dtype} from {low:g} to {high:g}. "
             "Save the volume as 8 bit, all sections by one scale."

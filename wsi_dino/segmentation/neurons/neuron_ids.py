@@ -10,6 +10,7 @@ from wsi_dino.segmentation.neurons.array_file import ArrayFile
 
 # CREMI: no neuron, and invalid; both count as none
 _NONE = np.array([2**64 - 1, 2**64 - 2], np.uint64)
+_CAST_MARK = 2**32 - 2  # what a cast to uint32 leaves of the second
 
 
 class IdTable:
@@ -49,6 +50,11 @@ class IdTable:
 
 def _as_uint64(block: np.ndarray, called: str) -> npt.NDArray[np.uint64]:
     kind = block.dtype.kind
+    if kind == "u" and block.dtype.itemsize == 4 and block.max(initial=0) >= _CAST_MARK:
+        raise VolumeError(
+            f"Reading the ids {called}: they are {block.dtype} and go up to {block.max()}, which a cast makes of "
+            "2^64 - 1, no neuron. Take the original file, or one in which 0 stands for no neuron."
+        )
     if kind in ("u", "b"):
         return block.astype(np.uint64, copy=False)
     if kind == "i":
