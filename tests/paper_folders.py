@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 from chest_folders import make_fake_nih14, make_fake_rsna
-from cohort_folders import C16_TUMOR, bcnb_patients, make_bcnb, make_camelyon16, make_camelyon17, node, stage_of
+from cohort_folders import C16_TUMOR, TIFF, bcnb_patients, make_bcnb, make_camelyon16, make_camelyon17, node, stage_of
 from ct_fixtures import make_fake_ct_rate
 from toy_neurons import drawn_neurons, write_pair
 from toy_volumes import make_autopet, make_hecktor, make_msd
@@ -76,6 +76,9 @@ def _camelyon16(folder: Path) -> None:
         :8
     ]
     _keep(folder.rglob("*.tif"), {name: "tumor" in name or name[5:] in C16_TUMOR for name in kept})
+    (folder / "masks").mkdir()
+    for name in kept[10:20]:  # as the publisher's copy on S3 has them
+        (folder / "masks" / f"{name}_mask.tif").write_bytes(TIFF)
 
 
 def _camelyon17(folder: Path) -> None:

@@ -57,6 +57,20 @@ def test_what_belongs_to_another_slide_is_none_itself(tmp_path: Path) -> None:
     assert _ids(tmp_path) == ["M", "V", "other"]
 
 
+def test_masks_of_slides_are_none_and_masks_of_nothing_are(tmp_path: Path) -> None:
+    _touch(tmp_path, "training/tumor/tumor_001.tif", "training/tumor/tumor_002.tif", "testing/test_001.tif")
+    _touch(
+        tmp_path,
+        "masks/tumor_001_mask.tif",
+        "training/tumor/tumor_002_Mask.tif",
+        "testing/test_001_evaluation_mask.png",
+    )
+    _touch(tmp_path, "Masks/tumor_002.tif", "masks/lonely.tif", "other_mask.svs")
+    assert _ids(tmp_path) == ["lonely", "other_mask", "test_001", "tumor_001", "tumor_002"]
+    assert discover_slides(tmp_path)[-1].path == tmp_path / "training/tumor/tumor_002.tif"
+    assert _ids(tmp_path / "masks") == ["lonely", "tumor_001_mask"]
+
+
 def test_pictures_of_an_earlier_run_are_no_slides(tmp_path: Path) -> None:
     _touch(tmp_path, "S1.svs", "run/.state/x", "run/thumbnails/S1.jpg")
     assert _ids(tmp_path) == ["S1"]

@@ -302,6 +302,18 @@ def test_wrong_use_ends_with_2(planned: Path, words: tuple[str, ...], message: s
     assert run_command(planned, "paper", "report", "--run", "nowhere").code == 2
 
 
+def test_masks_in_a_download_are_neither_planned_nor_tiled(tmp_path: Path) -> None:
+    roots = make_all(tmp_path, ["camelyon16"])
+    assert len(list((tmp_path / "camelyon16").rglob("*_mask.tif"))) == 10
+    entry = read_roots(roots, COMMANDS)["camelyon16"]
+    assert KINDS["slides"].work(entry, "efficientnet-lite0").items == 36
+    for path in (tmp_path / "camelyon16").rglob("*.tif"):
+        if not path.stem.startswith("tumor_00"):
+            path.unlink()
+    ran = run_command(tmp_path, "tile", "camelyon16", "--run", "RUN", "--mpp", "native", "--a-t", "0.1", "--json")
+    assert (ran.code, ran.json["done"], ran.json["failed"]) == (0, 9, 0), ran.stderr
+
+
 def test_each_printed_row_has_an_encoder_or_a_reason() -> None:
     for table in read_tables().values():
         for cells in table.cells.values():

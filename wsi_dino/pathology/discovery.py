@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ _FOLDERS_WITH_PARTS = (".vms", ".vmu")
 _HEAD_BYTES = 256 * 2**10
 _SERIES_TAG = b"\x20\x00\x0e\x00UI"
 _RUN_MARK = ".state"
+_MASK_FOLDERS, _MASK_ENDING = {"mask", "masks"}, re.compile("(_evaluation)?_mask$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ def discover_slides(path: Path) -> list[SlideSource]:
     """Return the slides at `path`, a file or a folder with slides at any depth, sorted by slide_id.
 
     Files are taken by their extension; hidden ones are not, nor what belongs to another slide (the folder
-    beside an MRXS file, the JPEGs of a VMS slide), nor folders of earlier runs. A folder of DICOM files is
-    one slide a series. A symlink counts as what it points to.
+    beside an MRXS file, the JPEGs of a VMS slide, masks), nor folders of earlier runs. A folder of DICOM files is
+    one slide a series. A symlink counts as what it points to. The mask of slide S is S_mask or S_evaluation_mask,
+    wherever it lies, and whatever is called like S in a folder ``masks``, as Camelyon16 has them.
 
     Raises:
         ConfigError: nothing is there, no slide is in it, or two slides would have one id.
@@ -43,7 +46,7 @@ def discover_slides(path: Path) -> list[SlideSource]:
         raise ConfigError(f"Looking for slides: there is no file or folder {path}.")
     if not path.is_dir():
         return [SlideSource(slide_id_of(path), path)]
-    found = sorted(_walk(path), key=lambda source: source.slide_id)
+    found = sorted(_without_masks(list(_walk(path)), path), key=lambda source: source.slide_id)
     if not found:
         wanted = " ".join(SLIDE_SUFFIXES + IMAGE_SUFFIXES + DICOM_SUFFIXES)
         raise ConfigError(f"Looking for slides in {path}: none, at any depth. Looked for files ending in {wanted}.")
@@ -67,6 +70,16 @@ def slide_id_of(path: Path) -> str:
         if path.name.lower().endswith(suffix) and len(path.name) > len(suffix):
             return path.name[: -len(suffix)]
     return path.name if path.is_dir() else path.stem
+
+
+def _without_masks(found: Sequence[SlideSource], top: Path) -> list[SlideSource]:
+    apart = [_MASK_FOLDERS & {name.lower() for name in source.path.relative_to(top).parent.parts} for source in found]
+    slides = {source.slide_id for source, masks in zip(found, apart, strict=True) if not masks}
+    return [
+        source
+        for source, masks in zip(found, apart, strict=True)
+        if not ((slide := _MASK_ENDING.sub("", source.slide_id)) in slides and (masks or slide != source.slide_id))
+    ]
 
 
 def _walk(top: Path) -> Iterator[SlideSource]:

@@ -18,6 +18,7 @@ from wsi_dino.pathology.cohorts.download import Download, Found, read_csv_lines
 
 _COLUMNS = ("slide_id", "patient_id", "centre", "cohort", "official", "tumor", "path", "note")
 _SUFFIXES = (".tif", ".tiff")
+_MASKS = ("mask", "masks")
 _REFERENCE = "testing/reference.csv"
 _ID = re.compile(r"test_\d{3}")
 _NAME_COLUMNS, _LABEL_COLUMNS = ("name", "slide_id", "image", "filename"), ("label", "type", "class")
@@ -62,7 +63,7 @@ def read_camelyon16(folder: Path, settings: Settings) -> CohortTable:
     download = Download(folder, "Camelyon16")
     labels = _read_reference(download.require(_REFERENCE, "reference.csv", what="the table of test labels"))
     expected = expected_slides()
-    found = download.find_slides(expected, _SUFFIXES)
+    found = download.find_slides(expected, _SUFFIXES, _MASKS)
     rows = tuple(_row(name, found, labels, download) for name in expected if name in found.paths)
     counts = [("training, normal", "normal_", 159), ("training, tumor", "tumor_", 111), ("test", "test_", 129)]
     checks = [Check(what, n, sum(name.startswith(start) for name in found.paths)) for what, start, n in counts]

@@ -23,6 +23,7 @@ _COLUMNS = (
     "slide_id", "patient_id", "centre", "cohort", "stage", "tumor", "attrimil", "strict_centre", "path", "note",
 )  # fmt: skip
 _SUFFIXES = (".tif", ".tiff")
+_MASKS = ("mask", "masks")
 _STAGES = ("negative", "itc", "micro", "macro")
 _STAGE_COUNTS = {"negative": 318, "itc": 36, "micro": 59, "macro": 87}
 _NODE = re.compile(r"patient_(\d{3})_node_(\d)")
@@ -91,7 +92,7 @@ def read_camelyon17(folder: Path, settings: Camelyon17Settings) -> CohortTable:
         )
     )  # fmt: skip
     expected = {name: place for name, place in expected_slides().items() if _takes(stages[name], settings)}
-    found = download.find_slides(expected, _SUFFIXES)
+    found = download.find_slides(expected, _SUFFIXES, _MASKS)
     missing = tuple(place for place in found.missing if _UNAVAILABLE not in place)
     rows = tuple(
         _row(name, found.paths[name], stages[name], centres[name], settings, download)
