@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from wsi_dino.cli.interrupts import ctrl_c_waits
 from wsi_dino.errors import EncoderError, WsiDinoError
 
 if TYPE_CHECKING:
@@ -65,12 +65,14 @@ def embed_in_processes(
     """
     workers: list[Worker] = []
     try:
+        resource_tracker.ensure_running()  # else the first start would start it, and unblock SIGINT at that
         for device in devices:
-            with _ctrl_c_waits():
+            with ctrl_c_waits():
                 workers.append(_start(request, device, len(devices)))
         _listen(workers, progress, say)
     finally:
-        _stop(workers)
+        with ctrl_c_waits():
+            _stop(workers)
     done = [worker.outcome for worker in workers if worker.outcome is not None]
     if not done:
         first = workers[0]
@@ -90,28 +92,6 @@ def _start(request: EmbedRequest, device: str, n_processes: int) -> Worker:
     process.start()
     theirs.close()  # so that the end of the process ends the pipe
     return Worker(device, process, ours)
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Let Ctrl-C wait until a process is started whole and known, so that it can be ended with the others.
-
-    The process begins with SIGINT blocked, until `_work` ignores it: a Ctrl-C from the keyboard reaches it too.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield  # in the background of a shell Ctrl-C is for others
-        return
-    resource_tracker.ensure_running()  # else the first start would start it, and unblock SIGINT at that
-    pressed: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 # the parent ------------------------------------------------------------------------------------
@@ -179,7 +159,7 @@ def _stop(workers: list[Worker]) -> None:
 def _work(request: EmbedRequest, device: str, n_processes: int, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends us
     signal.signal(signal.SIGTERM, _interrupt)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # ours were blocked until here: see `_ctrl_c_waits`
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # ours were blocked until here: see `ctrl_c_waits`
     threading.Thread(target=_end_with_parent, daemon=True).start()
     pipe = _Pipe(connection)
     try:

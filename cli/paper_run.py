@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from wsi_dino.cli import console
+from wsi_dino.cli.interrupts import ctrl_c_waits
+from wsi_dino.cli.launchers.task import start_bound, stop_bound
 from wsi_dino.cli.launching import passed_on
 from wsi_dino.cli.options import Device, DeviceOption, JsonOption, RunOption, WorkersOption
+from wsi_dino.cli.remote_paths import refuse_address
 from wsi_dino.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from wsi_dino.paper.state import PaperState
     from wsi_dino.paper.step import Step
 
+_GRACE_S = 20.0  # a command with workers of its own gives them ten
 _ESTIMATE_COLUMNS = ["dataset", "encoder", "items", "unit", "forwards", "hours", "disk_gb"]
 
 
@@ -85,6 +88,7 @@ def run(
     from wsi_dino.paper.plan import make_plan
     from wsi_dino.paper.state import read_state
 
+    refuse_address("paper run", run)
     before = read_state(run, must_exist=False)
     context = _context(data, run, _weights(weights), weights_dir, str(device), workers)
     made = make_plan(_encoders(encoder, add_encoder, before), context, _tables(table))
@@ -177,11 +181,11 @@ _TOLD = {"reuse": "done before", "done": "done", "partial": "done, some items fa
 def in_its_own_process(words: Sequence[str], log: Path) -> int:
     """Run a command line as a program of its own; what it says goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as stream:
-        done = subprocess.run(
-            [sys.executable, "-m", "wsi_dino.cli", *passed_on(words)], stdout=stream, stderr=stream, check=False
-        )
-    return done.returncode
+    with log.open("w", encoding="utf-8") as stream, contextlib.ExitStack() as leaving:
+        with ctrl_c_waits():
+            process = start_bound([sys.executable, "-m", "wsi_dino.cli", *passed_on(words)], {}, stream, stream)
+            leaving.callback(stop_bound, process, _GRACE_S)
+        return process.wait()
 
 
 def in_this_process(words: Sequence[str], log: Path) -> int:

@@ -51,6 +51,12 @@ def refuse_remote_run(given: dict[str, Any]) -> None:
         )
 
 
+def refuse_address(command: str, path: Path) -> None:
+    """Raise ConfigError when `command`, which works in a folder of this machine, is given an address."""
+    if is_remote(path):
+        raise ConfigError(f"{command} --run {as_url(path)}: an address is not taken here. Give a folder.")
+
+
 def _fetched(url: str, *, may_be_new: bool = False) -> Path:
     remote, folder = RemoteFolder(url), cache_folder(url)
     if may_be_new and not remote.exists():

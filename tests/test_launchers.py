@@ -6,12 +6,14 @@ import csv
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ import pytest
 from command_line import run_command
 from PIL import Image
 
+from wsi_dino.cli.interrupts import ctrl_c_waits
 from wsi_dino.cli.launchers.engine import checked
 from wsi_dino.cli.launchers.local import LocalSettings
 from wsi_dino.cli.launchers.registry import LauncherName, read_settings
@@ -194,6 +197,103 @@ def test_worker_ends_with_the_one_that_started_it(project: Path) -> None:
     while any(Path(f"/proc/{pid}/stat").exists() for pid in alive) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}/stat").exists() for pid in alive)
+
+
+# --- Ctrl-C -----------------------------------------------------------------------------------------
+
+
+def _marked(mark: str) -> list[str]:
+    """Command lines of all processes whose environment has the mark."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TEST_MARK={mark}\0".encode() in (path / "environ").read_bytes():
+                found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def _start_marked(folder: Path, code: str, *words: str) -> tuple[subprocess.Popen[str], str]:
+    mark = f"{os.getpid()}-{random.getrandbits(60)}"
+    process = subprocess.Popen(
+        [sys.executable, *shlex.split(code), *words], cwd=folder, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TEST_MARK": mark},
+    )  # fmt: skip
+    return process, mark
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("send", [os.kill, os.killpg])
+@pytest.mark.parametrize(
+    ("launcher", "n_working"),
+    [("local", 0), ("local", 2), ("slurm", 0), ("slurm", 2)],
+)
+def test_ctrl_c_ends_all_workers(
+    project: Path, tmp_path: Path, launcher: str, n_working: int, send: Callable[[int, int], None]
+) -> None:
+    """To the command alone, or to all of its processes as from a keyboard; also while workers are being started."""
+    (tmp_path / "slides").symlink_to(project / "slides")
+    options = ["--launcher", launcher, "--launch-workers", "2"]
+    if launcher == "slurm":
+        pytest.importorskip("submitit")
+        options += ["--launch", "cluster=local", "--launch", "memory_gb=1"]
+    process, mark = _start_marked(tmp_path, "-m wsi_dino.cli", *_TILE, "run", *options)
+    while process.poll() is None and (len(_marked(mark)) < 2 or len(_workers(tmp_path / "run")) < n_working):
+        time.sleep(0.01)
+    send(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert _marked(mark) == []
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert not [log for log in (tmp_path / "run").rglob("*.log") if "Traceback" in log.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_step_of_the_paper_ends_with_what_runs_it(project: Path, tmp_path: Path, number: int) -> None:
+    (tmp_path / "slides").symlink_to(project / "slides")
+    code = "-c 'import sys; from pathlib import Path; from wsi_dino.cli.paper_run import in_its_own_process as run; "
+    process, mark = _start_marked(tmp_path, code + 'run(sys.argv[1:], Path("log"))\'', *_TILE, "run")
+    while process.poll() is None and not _workers(tmp_path / "run"):
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    process.communicate(timeout=300)
+    until = time.monotonic() + 60
+    while number == signal.SIGKILL and _marked(mark) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert _marked(mark) == []
+    assert "interrupted: finished work is kept" in (tmp_path / "log").read_text()
+
+
+def test_ctrl_c_waits_for_what_must_be_done_whole() -> None:
+    done = []
+
+    def work() -> None:
+        with ctrl_c_waits():
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["whole"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("moment", ["load", "run", "leave"])
+def test_ctrl_c_shows_no_traceback_while_the_program_is_loaded_or_leaves(moment: str) -> None:
+    press = "signal.raise_signal(signal.SIGINT)"
+    code = [
+        "import atexit, signal, sys", "from wsi_dino.cli.interrupts import run_program",
+        "def program(arguments):", f"    {press if moment == 'run' else 'sys.exit(0)'}",
+        "def load():", f"    {press if moment == 'load' else 'return program'}",
+        f"atexit.register(lambda: {press if moment == 'leave' else None})", "run_program(load)",
+    ]  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
 
 
 # --- parts ----------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsi_dino.cli import console
+from wsi_dino.cli.interrupts import ctrl_c_waits
 from wsi_dino.cli.launchers.engine import Engine, Settings
 from wsi_dino.cli.launchers.registry import LauncherName, make_engine, read_settings
 from wsi_dino.cli.launchers.task import RESULTS, WorkerEnd, WorkerTask
@@ -64,8 +65,12 @@ def carry_out(launch: Launch) -> WorkerEnd:
         )
         session.work()
         return session.results()
+    except KeyboardInterrupt:
+        console.say("interrupted: the workers are told to end")
+        raise
     finally:
-        engine.stop()
+        with ctrl_c_waits():
+            engine.stop()
 
 
 @dataclass
@@ -90,13 +95,12 @@ class _Session:
 
     def work(self) -> None:
         """Run the workers until each has come to the end of the work."""
-        running: dict[str, WorkerTask] = {}
+        tasks = []
         for number in range(1, self.n_workers + 1):
             shard = ("--shard", f"{number}/{self.n_workers}+")
-            task = self.task(f"w{number}", (*self.launch.worker_arguments, *shard))
-            running[task.name] = task
-            self.engine.start(task)
-        self.engine.flush()
+            tasks.append(self.task(f"w{number}", (*self.launch.worker_arguments, *shard)))
+        self._start(tasks)
+        running = {task.name: task for task in tasks}
         with console.progress("run", unit="items") as progress:
             view = _View(RunReader(RunFolder(self.launch.run)), progress)
             while running:
@@ -104,13 +108,18 @@ class _Session:
                     running.pop(task.name, None)
                     if self._should_retry(task, end):
                         running[task.name] = task
-                        self.engine.start(task)
-                        self.engine.flush()
+                        self._start([task])
                 view.update(len(running))
                 time.sleep(_POLL_S)
             view.update(0, now=True)
         if len(self.refusals) == self.n_workers:
             raise ConfigError(self.refusals[0])
+
+    def _start(self, tasks: Sequence[WorkerTask]) -> None:
+        with ctrl_c_waits():  # until the engine knows them all, and can end them
+            for task in tasks:
+                self.engine.start(task)
+            self.engine.flush()
 
     def _should_retry(self, task: WorkerTask, end: WorkerEnd) -> bool:
         if end.code == 2:
@@ -128,8 +137,7 @@ class _Session:
         """Run the same command once more: it finds the work done and writes tables and reports."""
         task = self.task(RESULTS)
         for _ in range(self.settings.retries + 1):
-            self.engine.start(task)
-            self.engine.flush()
+            self._start([task])
             while not (ended := self.engine.ended()):
                 time.sleep(_POLL_S)
             if not ended[0][1].is_lost:

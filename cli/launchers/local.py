@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +32,8 @@ class LocalEngine:
         self._ended: queue.SimpleQueue[tuple[WorkerTask, WorkerEnd]] = queue.SimpleQueue()
         self._free: list[str] = []
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_MOST_AT_ONCE, "worker")
+        self._threads: list[threading.Thread] = []
+        self._room = threading.Semaphore(_MOST_AT_ONCE)
         self._stopping = threading.Event()
         self._n_started = 0
 
@@ -44,8 +44,18 @@ class LocalEngine:
 
     def start(self, task: WorkerTask) -> None:
         """As `Engine.start`."""
-        future = self._pool.submit(run_worker, self._placed(task))
-        future.add_done_callback(lambda done: self._note(task, done))
+        # a daemon: should this process end without `stop`, nothing waits for the worker, which then ends with it
+        thread = threading.Thread(target=self._wait_for, args=(self._placed(task), task), name=task.name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _wait_for(self, placed: WorkerTask, task: WorkerTask) -> None:
+        try:
+            with self._room:
+                if not self._stopping.is_set():
+                    self._ended.put((task, run_worker(placed, self._stopping)))
+        except Exception as error:  # of starting it: a full disk, no memory for one more process
+            self._ended.put((task, WorkerEnd(3, str(error))))
 
     def _placed(self, task: WorkerTask) -> WorkerTask:
         """Return the task with a GPU of its own, in turn; on a CPU with one thread in numerical libraries."""
@@ -56,10 +66,6 @@ class LocalEngine:
         else:
             own = {"OMP_NUM_THREADS": "1"} if not task.writes_results else {}
         return replace(task, environment={**task.environment, **own})
-
-    def _note(self, task: WorkerTask, done: Future[WorkerEnd]) -> None:
-        error = done.exception()
-        self._ended.put((task, WorkerEnd(3, str(error)) if error else done.result()))
 
     def flush(self) -> None:
         """Nothing waits."""
@@ -72,8 +78,10 @@ class LocalEngine:
         return found
 
     def stop(self) -> None:
-        """Nothing runs any more when all workers have ended; else they end with this process."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End what still runs, and wait for that."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
 
 
 def n_gpus() -> int:

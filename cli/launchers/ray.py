@@ -12,6 +12,7 @@ from wsi_dino.cli.launchers.task import WorkerEnd, WorkerTask, run_worker
 from wsi_dino.errors import ConfigError
 
 _STORE_BYTES = 128 * 2**20
+_GRACE_S = 15.0  # a worker is given ten to end
 _START_S = 120  # Ray's own patience with its parts ends too early on a busy machine
 
 
@@ -66,6 +67,9 @@ class RayEngine:
             raise ConfigError(
                 f"--launcher ray: no cluster answers at {s.address or 'this machine'}: {error}"
             ) from error
+        except KeyboardInterrupt:
+            self._ray.shutdown()
+            raise
 
     def n_workers(self) -> int:
         """As many as the cluster has room for now."""
@@ -103,9 +107,12 @@ class RayEngine:
         return end
 
     def stop(self) -> None:
-        """Cancel what still runs, and leave the cluster."""
-        for reference in self._running:
-            self._ray.cancel(reference, force=True)
+        """End what still runs, politely at first, and leave the cluster."""
+        for is_forced in (False, True):
+            for reference in self._running:
+                self._ray.cancel(reference, force=is_forced)
+            if self._running and not is_forced:
+                self._ray.wait(list(self._running), num_returns=len(self._running), timeout=_GRACE_S)
         if self._is_ours:
             self._ray.shutdown()
 

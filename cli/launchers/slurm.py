@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from wsi_dino.cli.launchers.task import WorkerEnd, WorkerTask, run_worker
 from wsi_dino.errors import ConfigError
 
 _DEFAULT_WORKERS = 8
+_GRACE_S, _TELL_EVERY_S = 15.0, 0.2
 _ASK_EVERY_S = 15.0  # of the scheduler; it is shared by all users
 
 
@@ -49,6 +53,8 @@ class RequeuedWorker:
 
     def __call__(self, task: WorkerTask) -> WorkerEnd:
         """Run it."""
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+            signal.signal(signal.SIGTERM, _interrupt)
         return run_worker(task)
 
     def checkpoint(self, task: WorkerTask) -> Any:
@@ -120,9 +126,27 @@ class SlurmEngine:
         return found
 
     def stop(self) -> None:
-        """Cancel what still runs."""
-        for _, job in self._running:
-            job.cancel(check=False)
+        """Cancel what still runs; a trial on this machine is waited for."""
+        if self._settings.cluster == "local":
+            _end_trial([job for _, job in self._running])
+        else:
+            for _, job in self._running:
+                job.cancel(check=False)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once
+    raise KeyboardInterrupt
+
+
+def _end_trial(jobs: Sequence[Any]) -> None:
+    """End submitit's processes on this machine: its own way of it tells tracebacks, and kills after a second."""
+    until = time.monotonic() + _GRACE_S
+    while running := [job for job in jobs if not job.done(force_check=True)]:
+        for job in running:
+            # repeated, since a process that is not ready for it may lose it
+            os.kill(int(job.job_id), signal.SIGTERM if time.monotonic() < until else signal.SIGKILL)
+        time.sleep(_TELL_EVERY_S)
 
 
 def _submitit() -> Any:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
+
+from wsi_dino.cli.interrupts import ctrl_c_waits, hear_ctrl_c
 
 _POLL_S = 0.5
 PARENT_PIPE = "WSI_DINO_PARENT_PIPE"
@@ -90,31 +95,39 @@ class WorkerEnd:
         return f"was killed by signal {-self.code}" if self.code < 0 else f"ended with code {self.code}"
 
 
-def run_worker(task: WorkerTask) -> WorkerEnd:
+def run_worker(task: WorkerTask, stopping: threading.Event | None = None) -> WorkerEnd:
     """Run the command and wait for it; end it when it hangs, and let it end with this process.
 
-    The worker's standard input is a pipe that only this process holds: when this process is gone, however it went,
-    the worker reads the end of it and goes, too.
+    Args:
+        task: what to run.
+        stopping: ends the worker when it is set.
     """
     log = Path(task.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **task.environment, PARENT_PIPE: "1"}
-    with log.open("ab") as said, log.with_suffix(".out").open("w+b") as printed:
-        process = subprocess.Popen(
-            task.command, cwd=task.folder, env=environment, stdin=subprocess.PIPE, stdout=printed, stderr=said,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            hung = _watch(process, task)
-        except BaseException:
-            _stop(process)
-            raise
+    with log.open("ab") as said, log.with_suffix(".out").open("w+b") as printed, ExitStack() as leaving:
+        with ctrl_c_waits():
+            process = start_bound(task.command, task.environment, printed, said, task.folder)
+            leaving.callback(stop_bound, process)
+        hung = _watch(process, task, stopping or threading.Event())
         printed.seek(0)
         stdout = printed.read().decode(errors="replace")
     return WorkerEnd(process.returncode, stdout, hung, platform.node())
 
 
-def _watch(process: subprocess.Popen[bytes], task: WorkerTask) -> bool:
+def start_bound(
+    command: Sequence[str], environment: Mapping[str, str], stdout: IO[Any], stderr: IO[Any], folder: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a command of ours in a session of its own, which ends with this process, however that ends.
+
+    Its standard input is a pipe that only this process holds: when this process is gone, it reads the end of it.
+    """
+    return subprocess.Popen(
+        command, cwd=folder, env={**os.environ, **environment, PARENT_PIPE: "1"}, stdin=subprocess.PIPE,
+        stdout=stdout, stderr=stderr, start_new_session=True,
+    )  # fmt: skip
+
+
+def _watch(process: subprocess.Popen[bytes], task: WorkerTask, stopping: threading.Event) -> bool:
     from wsi_dino.heartbeat import beat_s
     from wsi_dino.run_folder import RunFolder
     from wsi_dino.run_status import worker_path
@@ -127,6 +140,9 @@ def _watch(process: subprocess.Popen[bytes], task: WorkerTask) -> bool:
             return False
         except subprocess.TimeoutExpired:
             pass
+        if stopping.is_set():
+            stop_bound(process)
+            return False
         if time.monotonic() - looked_s >= beat_s():
             looked_s = time.monotonic()
             if not task.writes_results and record.tells_of_hanging():
@@ -156,28 +172,33 @@ class _Record:
         return bool(told.get("is_hanging")) or time.monotonic() - self._since_s > lease_s()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a worker politely: it reads the end of its input, gives back what it holds, and goes."""
-    if process.stdin is not None:
-        process.stdin.close()
-    try:
-        process.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def stop_bound(process: subprocess.Popen[bytes], grace_s: float = _GRACE_S) -> None:
+    """End what `start_bound` started, if it runs: politely, so that it gives back what it holds, then for good.
+
+    Ctrl-C waits meanwhile.
+    """
+    with ctrl_c_waits():
+        if process.stdin is not None:
+            process.stdin.close()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it as a worker does; of any other process do nothing."""
+    """Let this process end when the one that has started it by `start_bound` does; of any other process do nothing."""
     if os.environ.pop(PARENT_PIPE, None):
+        hear_ctrl_c()
         threading.Thread(target=_read_to_end, name="parent", daemon=True).start()
 
 
 def _read_to_end() -> None:
-    import _thread
-
     while os.read(0, 4096):
         pass
-    _thread.interrupt_main()
+    main = threading.main_thread().ident
+    if main is not None:
+        signal.pthread_kill(main, signal.SIGINT)  # as Ctrl-C: it ends waiting, too
     time.sleep(_GRACE_S)
     os._exit(1)

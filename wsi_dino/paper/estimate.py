@@ -15,6 +15,7 @@ from wsi_dino.paper.kind import Context, Work
 from wsi_dino.paper.kinds import KINDS
 from wsi_dino.paper.plan import Plan
 from wsi_dino.paper.roots import Entry
+from wsi_dino.paper.running import INTERRUPTED
 from wsi_dino.paper.step import flags
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder
@@ -155,7 +156,8 @@ def _sampled_tiles(entry: Entry, context: Context, run_command: RunCommand) -> l
             (place / source.path.name).symlink_to(source.path.resolve())
         run = Path(folder) / "run"
         words = ["tile", str(place), "--run", str(run), *flags(tile_options(entry)), *context.running_words()]
-        run_command(words, Path(folder) / "log")
+        if run_command(words, Path(folder) / "log") == INTERRUPTED:
+            raise KeyboardInterrupt
         return _tiles_of(run / "tiles.csv")
 
 

@@ -21,7 +21,7 @@ STAGE = "paper"
 Status = Literal["done", "partial", "failed", "waiting"]
 RunCommand = Callable[[Sequence[str], Path], int]
 _REASON_LETTERS = 400
-_INTERRUPTED = 130
+INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _outcome(
     tell(step, "run")
     log = log_path(run, step)
     code = run_command(step.command, log)
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:
         raise KeyboardInterrupt
     outcome = _judged(step, code, run, log)
     run.write_row(STAGE, step.key, {
