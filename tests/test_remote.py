@@ -139,6 +139,40 @@ def test_parts_on_machines_without_a_shared_folder_meet_in_the_store(store: Any,
     assert [row["slide_id"] for row in csv.DictReader(table.splitlines())] == ["S0", "S1", "S2", "S3"]
 
 
+def _refused(folder: Path, *words: str) -> str:
+    ran = run_command(folder, *words)
+    assert ran.code == 2, ran.stderr
+    assert "AWS_ENDPOINT_URL" in ran.stderr
+    return ran.stderr
+
+
+@pytest.mark.usefixtures("store")
+def test_a_store_that_is_not_there_is_told_before_and_after_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = ("tile", "slides", *_TILE[2:])
+    said = _refused(tmp_path, *tile, "s3://nobodys/run")
+    assert "Writing to s3://nobodys/run" in said
+    (kept,) = (tmp_path / "cache").rglob("tiles.csv")
+    assert str(kept.parent) in said
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert "Looking into s3://archive/run" in _refused(tmp_path, *tile, "s3://archive/run")
+    assert "Looking into s3://archive/slides" in _refused(tmp_path, *_TILE, "run")
+
+
+def test_paper_run_takes_no_addresses(tmp_path: Path) -> None:
+    (tmp_path / "ROOTS.yaml").write_text("nih14: s3://archive/nih14\n")
+    for run, told in (("RUN", "ROOTS.yaml, nih14: s3://archive/nih14"), ("s3://archive/run", "--run s3://archive/run")):
+        ran = run_command(tmp_path, "paper", "run", "--data", "ROOTS.yaml", "--run", run, "--encoder", "resnet50")
+        assert ran.code == 2
+        assert told in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["ROOTS.yaml"]
+
+
 @pytest.mark.usefixtures("store")
 def test_workers_cannot_share_a_run_where_no_claim_can_be_held(tmp_path: Path) -> None:
     ran = run_command(tmp_path, *_TILE, "s3://archive/run", "--launcher", "local")

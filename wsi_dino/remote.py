@@ -6,17 +6,19 @@ Who may read is the environment's business alone (``AWS_...``, ``~/.aws``); noth
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsi_dino.errors import ConfigError, StorageError
+from wsi_dino.errors import ConfigError, StorageError, WsiDinoError
 from wsi_dino.provenance import write_atomically, write_json_atomically
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(.+)")  # pathlib makes one slash of two
@@ -99,19 +101,18 @@ class RemoteFolder:
         return folder / entries[0].name if is_file else folder
 
     def exists(self) -> bool:
-        """Return whether anything is there."""
-        return bool(self._files.exists(self._root))
+        """Return whether anything is there.
+
+        Raises:
+            ConfigError: the store does not answer, or not to whom the environment names.
+        """
+        with _store_errors(f"Looking into {self.url}"):
+            return bool(self._files.exists(self._root))
 
     def _list(self) -> list[_Entry]:
-        try:
-            found: Mapping[str, Mapping[str, Any]] = self._files.find(self._root, detail=True)
-        except FileNotFoundError:
-            found = {}
-        except Exception as error:
-            raise ConfigError(
-                f"Looking into {self.url}: {type(error).__name__}: {error}. Address and credentials come from the "
-                "environment (AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID ...)."
-            ) from error
+        found: Mapping[str, Mapping[str, Any]] = {}
+        with _store_errors(f"Looking into {self.url}"), suppress(FileNotFoundError):
+            found = self._files.find(self._root, detail=True)
         entries = [self._entry(path, facts) for path, facts in sorted(found.items()) if not path.endswith("/")]
         if not entries:
             raise ConfigError(f"Looking into {self.url}: there is nothing.")
@@ -126,7 +127,8 @@ class RemoteFolder:
 
     def _fetch_one(self, folder: Path, entry: _Entry) -> _Entry:
         with write_atomically(folder / entry.name) as temporary:
-            self._files.get_file(entry.path, str(temporary))
+            with _store_errors(f"Copying {entry.name} of {self.url}", "The same command carries on."):
+                self._files.get_file(entry.path, str(temporary))
             _check(temporary, entry, self.url)
         return entry
 
@@ -139,6 +141,9 @@ class RemoteFolder:
         Args:
             folder: local.
             skip: names, and folders ending in ``/``, that stay here.
+
+        Raises:
+            ConfigError: the store does not answer, or does not take the files.
         """
         there = {entry.name: entry for entry in self._list()} if self.exists() else {}
         left_out, known = tuple(skip), _read_list(folder)
@@ -150,11 +155,28 @@ class RemoteFolder:
         own = [name for name in names if not name.startswith(left_out) and not _is_as_fetched(folder, name, known)]
         changed = [name for name in own if not _is_same(folder / name, there.get(name))]
         inner, outer = ([n for n in changed if ("/" not in n) == top] for top in (False, True))
-        with ThreadPoolExecutor(_AT_ONCE, "upload") as pool:
+        kept = f"All of it is in {folder}: the same command sends it again."
+        with ThreadPoolExecutor(_AT_ONCE, "upload") as pool, _store_errors(f"Writing to {self.url}", kept):
             for part in (inner, outer):
                 list(pool.map(lambda name: self._files.put_file(str(folder / name), f"{self._root}/{name}"), part))
         self._files.invalidate_cache()
         return len(changed)
+
+
+@contextmanager
+def _store_errors(doing: str, then: str = "") -> Iterator[None]:
+    """Tell what a store's client raises, of whatever kind, as an error of ours."""
+    try:
+        yield
+    except WsiDinoError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # of the disk here
+        raise ConfigError(
+            f"{doing}: {type(error).__name__}: {error}. Address and credentials come from the environment "
+            f"(AWS_ENDPOINT_URL, AWS_PROFILE, AWS_ACCESS_KEY_ID ...). {then}".rstrip()
+        ) from error
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wsi_dino.errors import ConfigError, nearest_name
+from wsi_dino.remote import as_url, is_remote
 from wsi_dino.run_folder import safe_name
 
 KindName = Literal["chest-xray", "ct", "slides", "segment", "em"]
@@ -144,6 +145,11 @@ def _entry(path: Path, name: str, given: Any, shared: Mapping[str, Mapping[str, 
         raise ConfigError(
             f"{where}: not a dataset of the paper.{nearest_name(name, list(PAPER_DATASETS))} For one of your own say "
             "kind: chest-xray, ct, slides, segment or em."
+        )
+    if is_remote(read.root):
+        raise ConfigError(
+            f"{where}: {as_url(read.root)}: addresses are not taken here. Copy the data, or mount the store, and name "
+            "that folder."
         )
     base = path.resolve().parent
     root = base / read.root
