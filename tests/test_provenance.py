@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -193,15 +194,111 @@ def test_full_disk_is_a_storage_error_and_leaves_the_old_file(full_disk: Path) -
     assert [item.name for item in full_disk.iterdir()] == ["a.txt"]
 
 
-def test_full_disk_under_hdf5_is_a_storage_error(full_disk: Path) -> None:
-    path = full_disk / "a.h5"
-    with (
-        pytest.raises(StorageError, match="the disk is full"),
-        provenance.write_atomically(path) as temporary,
-        h5py.File(temporary, "w") as h5,
-    ):
-        h5.create_dataset("features", data=np.ones((2**18,), np.float32))
-    assert list(full_disk.iterdir()) == []
+_WRITES_UNDER_A_LIMIT = """
+import resource, sys, threading
+import numpy as np
+from pathlib import Path
+from wsi_dino.errors import StorageError
+from wsi_dino.feature_file import FeatureFile, write_feature_file
+from wsi_dino.mil.attention_file import SlideAttention, write_attention
+from wsi_dino.pathology.tile_grid import TileGrid, write_tile_grid
+
+xy = np.arange(6000).reshape(3000, 2)
+features = FeatureFile(np.ones((3000, 64), np.float16), xy, {"encoder": "e"})
+attention = SlideAttention("S", 0, 0.5, np.full(3000, 1 / 3000, np.float32), xy, None)
+grid = TileGrid("S", "f", xy, np.ones(3000), 224, (9, 9), (9, 9), 1, (9, 9), (2.0, 2.0), (99, 99), None, "m", 1.0, None)
+writes = {
+    "features": lambda path: write_feature_file(path, features),
+    "attention": lambda path: write_attention(path, attention),
+    "tiles": lambda path: write_tile_grid(path, grid),
+}
+
+def attempt(path, write):
+    try:
+        write(path)
+        print("whole", path.stat().st_size)
+    except StorageError as error:
+        print(f"StorageError {error}")
+
+def in_thread(path, write):
+    thread = threading.Thread(target=attempt, args=(path, write))
+    thread.start()
+    thread.join()
+
+write = writes[sys.argv[1]]
+run = in_thread if sys.argv[2] == "thread" else attempt
+for text in sys.argv[4:]:  # the greatest size of a file, which is found out in the midst of it like a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(text), resource.RLIM_INFINITY))
+    run(Path(sys.argv[3]) / f"{text}.h5", write)
+"""
+
+
+def _written_under_limits(what: str, where: str, folder: Path, limits: list[int]) -> list[str]:
+    command = [sys.executable, "-c", _WRITES_UNDER_A_LIMIT, what, where, str(folder), *map(str, limits)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        out, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")  # HDF5 would end the process by a signal, at the latest at its exit
+    return out.splitlines()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes")
+@pytest.mark.parametrize("where", ["main", "thread"])
+@pytest.mark.parametrize("what", ["features", "attention", "tiles"])
+def test_hdf5_that_finds_no_room_anywhere_in_a_file_is_a_storage_error(tmp_path: Path, what: str, where: str) -> None:
+    [whole] = _written_under_limits(what, where, tmp_path, [2**30])
+    size = int(whole.removeprefix("whole "))
+    (tmp_path / f"{2**30}.h5").unlink()
+    limits = [0, 1, 100, 1000, *range(3000, size, max(5000, size // 20)), size - 1, size]
+    lines = _written_under_limits(what, where, tmp_path, limits)
+    assert lines[-1] == f"whole {size}"
+    for limit, line in zip(limits[:-1], lines[:-1], strict=True):
+        assert line.startswith(f"StorageError Writing {tmp_path / str(limit)}.h5: File too large")
+    assert [item.name for item in tmp_path.iterdir()] == [f"{size}.h5"]
+
+
+def test_hdf5_gives_the_same_bytes_through_memory_and_straight_to_disk(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        with provenance.write_hdf5_atomically(tmp_path / name) as h5:
+            h5.create_dataset("x", data=np.arange(300_000), chunks=(1000,), fletcher32=True)
+            h5.attrs["told"] = "x" * 5000
+
+    write("memory")
+    thread = threading.Thread(target=write, args=("disk",))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "memory").read_bytes() == (tmp_path / "disk").read_bytes()
+
+
+def test_hdf5_of_another_thread_takes_no_memory_for_the_file(tmp_path: Path) -> None:
+    chunk, peaks = np.ones((256, 1024), np.float16), []
+
+    def write() -> None:
+        tracemalloc.start()
+        with provenance.write_hdf5_atomically(tmp_path / "a.h5") as h5:
+            rows = h5.create_dataset("x", (256 * 100, 1024), np.float16, chunks=chunk.shape, fletcher32=True)
+            for start in range(0, len(rows), 256):
+                rows[start : start + 256] = chunk
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert (tmp_path / "a.h5").stat().st_size > 50 * 2**20
+    assert peaks[0] < 5 * 2**20
+
+
+@pytest.mark.parametrize("where", ["main", "thread"])
+def test_full_disk_under_hdf5_is_a_storage_error(full_disk: Path, where: str) -> None:
+    limits = [2**30]
+    _written_under_limits("attention", where, full_disk, limits)
+    taken = full_disk / "other"
+    taken.write_bytes(b"x" * (256 * 2**10 - (full_disk / f"{2**30}.h5").stat().st_size - 8192))
+    kept = (full_disk / f"{2**30}.h5").read_bytes()
+    [line] = _written_under_limits("attention", where, full_disk, limits)
+    assert "the disk is full" in line
+    assert (full_disk / f"{2**30}.h5").read_bytes() == kept
+    assert {item.name for item in full_disk.iterdir()} == {"other", f"{2**30}.h5"}
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from wsi_dino.errors import FeatureFileError
-from wsi_dino.provenance import write_atomically
+from wsi_dino.provenance import write_hdf5_atomically
 
 _FORMAT = "wsi_dino.features/1"
 _CHUNK_ROWS = 1024
@@ -62,7 +62,7 @@ def write_feature_file(path: Path, file: FeatureFile) -> None:
         StorageError: the disk is full or the folder cannot be written.
     """
     provenance = {key: value for key, value in file.provenance.items() if key != "coords_attrs"}
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as h5:
+    with write_hdf5_atomically(path) as h5:
         features = _create(h5, "features", file.features.shape, file.features.dtype)
         features.attrs.update({"encoder": str(provenance.get("encoder", "")), "name": path.stem, "savetodir": "."})
         features_sha256 = _fill(features, file.features)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -153,15 +154,54 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def write_hdf5_atomically(path: Path) -> Iterator[Any]:
     """Yield a new `h5py.File`, which becomes `path` on success; see `write_atomically`.
 
-    It is in memory, compressed as asked for, until it is whole: HDF5 crashes the process when a disk is full.
+    HDF5 crashes the process when it cannot write, so that it must not meet a full disk. In the main thread, where
+    Ctrl-C arrives, the file is in memory, compressed as asked for, until it is whole. In any other thread it is
+    written to disk as it grows. The bytes are the same.
     """
     import h5py
 
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    if threading.current_thread() is threading.main_thread():
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w") as file:
+            yield file
+        with write_atomically(path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+        return
+    with write_atomically(path) as temporary, _PatientFile(temporary) as patient, h5py.File(patient, "w") as file:
         yield file
-    with write_atomically(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+
+
+class _PatientFile(io.FileIO):
+    """A file that seems to take all that is written to it, and tells afterwards what went wrong."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._trouble: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing any more once there was no room."""
+        rest = memoryview(data).cast("B")
+        n_bytes = len(rest)
+        try:
+            while self._trouble is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self._trouble = error
+        return n_bytes
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cut or extend, if there was room so far."""
+        try:
+            return super().truncate(size) if self._trouble is None else size or 0
+        except OSError as error:
+            self._trouble = error
+            return size or 0
+
+    def __exit__(self, *error: Any) -> None:
+        """Close it, and raise the first trouble there was, of which any other error is a consequence."""
+        super().__exit__(*error)
+        if self._trouble is not None:
+            raise self._trouble
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -209,7 +249,7 @@ def as_storage_error(error: OSError, path: Path) -> StorageError | None:
         return StorageError(f"Writing {path}: the disk is full. {advice}")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StorageError(f"Writing {path}: not permitted ({error.strerror}). Choose another folder with --run.")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO):
+    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.EIO, errno.EFBIG):
         return StorageError(f"Writing {path}: {error.strerror}. Choose another folder with --run.")
     return None
 

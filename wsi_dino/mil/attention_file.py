@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from wsi_dino.errors import FeatureFileError
-from wsi_dino.provenance import write_atomically
+from wsi_dino.provenance import write_hdf5_atomically
 
 _FORMAT = "wsi_dino.attention/1"
 
@@ -67,7 +67,7 @@ def write_attention(path: Path, attention: SlideAttention) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written.
     """
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as h5:
+    with write_hdf5_atomically(path) as h5:
         h5.create_dataset("attention", data=np.asarray(attention.attention_weights, np.float32))
         h5.create_dataset("coords", data=np.asarray(attention.coords, np.int64))
         h5.attrs.update({

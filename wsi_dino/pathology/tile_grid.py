@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from wsi_dino.errors import TileGridError
-from wsi_dino.provenance import write_atomically
+from wsi_dino.provenance import write_hdf5_atomically
 
 _FORMAT = "wsi_dino.tiles/1"
 _CHUNK_ROWS = 4096
@@ -142,7 +142,7 @@ def write_tile_grid(path: Path, grid: TileGrid) -> None:
     ``description`` (JSON), ``fingerprint`` and its scalars; attributes of ``coords``: `TileGrid.coords_attrs`.
     """
     description = grid.description()
-    with write_atomically(path) as temporary, h5py.File(temporary, "w") as h5:
+    with write_hdf5_atomically(path) as h5:
         _create(h5, "coords", np.asarray(grid.xy, np.int64).reshape(-1, 2)).attrs.update(grid.coords_attrs)
         _create(h5, "tissue_fraction", np.asarray(grid.tissue_fraction, np.float32))
         h5.attrs["format"] = _FORMAT
