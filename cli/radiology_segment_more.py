@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from wsi_dino.segmentation.prediction import Predictor
 
 _ENDINGS = (".nii.gz", ".nii")
+_JOINED = re.compile(r"(?<=\.nii\.gz)\+|(?<=\.nii)\+")  # a folder may have a + in its name
 
 
 def segment_predict(
@@ -39,7 +41,8 @@ def segment_predict(
         list[Path],
         typer.Argument(
             help="NIfTI files, or folders of them. For several channels: the files of one volume joined by +, as in "
-            "CT.nii.gz+PET.nii.gz; or one 4D file.",
+            "CT.nii.gz+PET.nii.gz; or one 4D file; or a folder of CASE_0000.nii.gz, CASE_0001.nii.gz as nnU-Net has "
+            "them.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the label maps.", show_default=False)],
@@ -62,8 +65,8 @@ def segment_predict(
 ) -> None:
     """Segment new volumes with trained models.
 
-    Writes one label map a volume, on exactly the grid of its first channel. Exit code 1 when one could not be
-    segmented.
+    Writes one label map a volume, on exactly the grid of its first channel: NAME.nii.gz of NAME.nii.gz, and as nnU-Net
+    does CASE.nii.gz of CASE_0000.nii.gz. Exit code 1 when one could not be segmented.
     """
     from wsi_dino.segmentation.prediction import open_predictor
 
@@ -99,22 +102,34 @@ def _predict_all(predictor: Predictor, volumes: dict[str, list[Any]], output: Pa
 
 def _volumes(images: list[Path], n_channels: int) -> dict[str, list[Any]]:
     from wsi_dino.segmentation.case import ChannelFile
+    from wsi_dino.segmentation.datasets.nnunet import case_of_channels
 
+    asked = [parts for given in images for parts in _parts(given, n_channels)]
+    cases = [case_of_channels(parts) for parts in asked]
     found: dict[str, list[Any]] = {}
-    for given in images:
-        for path in _files(given) if "+" not in given.name or given.exists() else [given]:
-            parts = [path] if path.exists() else [Path(part) for part in str(path).split("+")]
-            one_file = len(parts) == 1 and n_channels > 1
-            files = [ChannelFile(path, i) for i in range(n_channels)] if one_file else [ChannelFile(p) for p in parts]
-            if len(files) != n_channels:
-                raise ConfigError(
-                    f"{given}: the model wants {n_channels} channels, got {len(files)} files joined by +."
-                )
-            name = _stem(parts[0])
-            if name in found:
-                raise ConfigError(f"{given}: two volumes are called {name}; their label maps would be one file.")
-            found[name] = files
+    for parts, case in zip(asked, cases, strict=True):
+        one_file = len(parts) == 1 and n_channels > 1
+        files = [ChannelFile(parts[0], i) for i in range(n_channels)] if one_file else [ChannelFile(p) for p in parts]
+        if len(files) != n_channels:
+            raise ConfigError(f"{parts[0]}: the model wants {n_channels} channels, got {len(parts)} files of it.")
+        # names that are numbers of channels in some files only are no channels of nnU-Net's
+        name = _stem(parts[0]) if case is None or None in cases else case
+        if name in found:
+            raise ConfigError(f"{parts[0]}: two volumes are called {name}; their label maps would be one file.")
+        found[name] = files
     return found
+
+
+def _parts(given: Path, n_channels: int) -> list[list[Path]]:
+    """Return the files of each volume: those joined by +, and in a folder of nnU-Net's form those of one case."""
+    from wsi_dino.segmentation.datasets.nnunet import by_case
+
+    joined = _JOINED.split(str(given))
+    if len(joined) > 1 and not given.exists():
+        return [[Path(part) for part in joined]]
+    files = _files(given)
+    cases = by_case(files) if given.is_dir() and n_channels > 1 else None
+    return [[file] for file in files] if cases is None else cases
 
 
 def _files(path: Path) -> list[Path]:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from command_line import Ran, run_command
@@ -51,6 +55,7 @@ def test_drawn_balls_are_found_and_results_are_whole(finished: tuple[Path, Ran])
     assert metrics["hd95_mm"]["n_valid"] <= metrics["hd95_mm"]["n_total"] == 16
     assert [fold["fold"] for fold in metrics["folds"]] == [0, 1]
     assert "random_state=12345" in metrics["protocol"]["split"]
+    assert metrics["provenance"]["versions"]["scipy"] == version("scipy")
     results = Path(folder / metrics["folder"])
     for name in ("cases.csv", "metrics.json", "report.html"):
         assert (results / name).read_bytes() == (folder / "RUN" / name).read_bytes()
@@ -67,8 +72,6 @@ def test_drawn_balls_are_found_and_results_are_whole(finished: tuple[Path, Ran])
 
 
 def test_predictions_lie_on_the_source_grid_and_give_the_rows_dice(finished: tuple[Path, Ran]) -> None:
-    import nibabel
-
     folder, ran = finished
     results = folder / ran.json["folder"]
     for row in _rows(results / "cases.csv"):
@@ -125,10 +128,29 @@ def test_predict_gives_what_cross_validation_gave(finished: tuple[Path, Ran]) ->
     )  # fmt: skip
     done = run_command(folder, "radiology", "segment-predict", results, image, *settings)
     assert done.code == 0, done.stderr
-    import nibabel
-
     maps = [nibabel.load(path / f"{held_out}.nii.gz") for path in (folder / "out", results / "predictions")]
     assert np.array_equal(np.asarray(maps[0].dataobj), np.asarray(maps[1].dataobj))
+
+
+def test_label_maps_of_nnunets_names_have_no_number_of_a_channel(finished: tuple[Path, Ran], tmp_path: Path) -> None:
+    folder, ran = finished
+    results, images = folder / ran.json["folder"], folder / "Task04_Hippocampus" / "imagesTr"
+    settings = ("--random-weights", 0, "--workers", 1, "--fold", 0, "--json")
+
+    def predicted(names: list[str], output: str) -> dict[str, bytes]:
+        given = tmp_path / f"given-{output}"
+        given.mkdir()
+        for number, name in enumerate(names, 1):
+            shutil.copy(images / f"hippocampus_{number}.nii.gz", given / f"{name}.nii.gz")
+        done = run_command(folder, "radiology", "segment-predict", results, given, "--output", tmp_path / output,
+                           *settings)  # fmt: skip
+        assert done.code == 0, done.stderr
+        return {path.name: nibabel.load(path).get_fdata().tobytes() for path in (tmp_path / output).iterdir()}
+
+    plain = predicted(["a", "b"], "plain")
+    assert predicted(["a_0000", "b_0000"], "nnunet") == plain
+    # numbers that are no channels of this model stay: scans 0 and 1 are two volumes
+    assert set(predicted(["scan_0000", "scan_0001"], "numbered")) == {"scan_0000.nii.gz", "scan_0001.nii.gz"}
 
 
 def test_predict_refuses_other_weights_and_lists_broken_volumes(finished: tuple[Path, Ran]) -> None:
@@ -200,6 +222,25 @@ def test_autopet_gives_false_volumes_by_patient(tmp_path: Path, channels: str) -
     page = (tmp_path / metrics["folder"] / "report.html").read_text()
     assert "unit not stated" in page, "the paper's HD95"
     assert page.count('the slice"') == len(metrics["channels"]), "each channel alone; late never joins them"
+    _predict_in_nnunets_form(tmp_path, root, metrics)
+
+
+def _predict_in_nnunets_form(folder: Path, root: Path, metrics: dict[str, Any]) -> None:
+    """Files of one case in a folder are its channels; the same joined by + gives the same label map."""
+    source = {"ct": "CTres.nii.gz", "pet": "SUV.nii.gz"}
+    study = next(path.parent for path in sorted(root.rglob("SUV.nii.gz")) if (path.parent / "CTres.nii.gz").is_file())
+    (folder / "imagesTs").mkdir()
+    files = [folder / "imagesTs" / f"case_7_{number:04d}.nii.gz" for number in range(len(metrics["channels"]))]
+    for channel, file in zip(metrics["channels"], files, strict=True):
+        shutil.copy(study / source[channel], file)
+    joined = "+".join(str(study / source[channel]) for channel in metrics["channels"])
+    for given, output in ((folder / "imagesTs", "of_folder"), (joined, "of_files")):
+        done = run_command(folder, "radiology", "segment-predict", metrics["folder"], given, "--random-weights", 0,
+                           "--workers", 1, "--fold", 0, "--output", output, "--json")  # fmt: skip
+        assert done.code == 0, done.stderr
+    [first], [second] = (list((folder / output).iterdir()) for output in ("of_folder", "of_files"))
+    assert first.name == "case_7.nii.gz"
+    assert np.array_equal(nibabel.load(first).get_fdata(), nibabel.load(second).get_fdata())
 
 
 @pytest.mark.parametrize(
@@ -231,8 +272,6 @@ def test_wrong_folders_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_volume_of_one_slice_and_one_of_few_voxels_are_segmented(tmp_path: Path) -> None:
-    import nibabel
-
     task = make_msd(tmp_path, n_cases=6)
     for number, cut in ((1, np.s_[:, :, 3:4]), (2, np.s_[10:13, 10:12, 3:5])):
         for part in ("imagesTr", "labelsTr"):

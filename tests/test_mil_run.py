@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -139,4 +140,5 @@ def test_outputs_hold_no_path_of_the_machine(tmp_path: Path) -> None:
     for name, content in _contents(tmp_path).items():
         assert str(tmp_path).encode() not in content, name
     metrics = json.loads((tmp_path / "run/mil/ER/toy/metrics.json").read_text())
+    assert metrics["provenance"]["versions"]["scipy"] == version("scipy")
     assert set(metrics["protocol"]) >= {"threshold_policy", "split_scheme", "split_seed", "interval", "training"}

@@ -202,7 +202,7 @@ def _save_model(material: Material, split: Split, result: FoldResult, learning: 
         provenance={
             "task": material.task.name, "encoder": material.encoder, "split": split.scheme,
             "split_fingerprint": split.fingerprint, "learnt_from": _learnt_from(material, split.folds[result.fold]),
-            "versions": environment(),
+            "versions": environment("scipy", "scikit-learn"),
         },
         target_kind=material.target_kind, objective=cast(AnyObjective | None, result.objective),
     )  # fmt: skip

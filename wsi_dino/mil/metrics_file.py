@@ -111,7 +111,7 @@ def _provenance(material: Material, split: Split, learning: Learning, identity: 
         "split": split.fingerprint,
         "features_identity": material.store.identity,
         "random_weights": has_random_weights(material.store.provenance),
-        "versions": environment(),
+        "versions": environment("scipy", "scikit-learn"),
     }
 
 

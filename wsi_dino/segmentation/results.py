@@ -97,7 +97,10 @@ def metrics_of(outcome: Outcome) -> dict[str, Any]:
     metrics["protocol"] = _protocol(outcome)
     metrics["failures"] = outcome.failures
     metrics["remarks"] = [*_about_the_encoder(outcome), *outcome.dataset.remarks]
-    metrics["provenance"] = {"versions": environment(), "identity": outcome.facts.identity}
+    metrics["provenance"] = {
+        "versions": environment("nibabel", "scipy", "scikit-learn"),
+        "identity": outcome.facts.identity,
+    }
     return metrics
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,29 @@ def _channel_files(folder: Path) -> dict[str, dict[int, Path]]:
         if match is not None:
             found.setdefault(match["case"], {})[int(match["channel"])] = path
     return found
+
+
+def case_of_channels(files: Sequence[Path]) -> str | None:
+    """Return CASE of CASE_0000, CASE_0001 ... in this order, or None where the files are not called so.
+
+    Examples:
+        >>> case_of_channels([Path("a_0000.nii.gz"), Path("a_0001.nii.gz")]), case_of_channels([Path("a_0001.nii.gz")])
+        ('a', None)
+    """
+    case = stem(files[0]).removesuffix("_0000")
+    expected = [f"{case}_{number:04d}" for number in range(len(files))]
+    return case if case and [stem(file) for file in files] == expected else None
+
+
+def by_case(files: Sequence[Path]) -> list[list[Path]] | None:
+    """Return the channels of each case in order, or None where not every name ends in the number of a channel."""
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(files):
+        match = _CHANNEL_FILE.fullmatch(stem(file))
+        if match is None:
+            return None
+        groups.setdefault(match["case"], []).append(file)
+    return list(groups.values())
 
 
 def _case(root: Path, case_id: str, files: dict[int, Path], n_channels: int) -> Case:

@@ -56,7 +56,7 @@ def _work(experiment: Experiment, done: Mapping[str, Row]) -> dict[str, Any]:
             **done["affinities"]["cpu_s"], "fragments": done["fragments"]["cpu_s"],
             "agglomeration": done["agglomerate"]["cpu_s"], "evaluation": round(time.process_time() - began, 2),
         },
-        "environment": environment(),
+        "environment": environment("scipy", "scikit-image", "waterz"),
     }  # fmt: skip
     write_json_atomically(layout.results / "metrics.json", metrics)
     return {"cpu_s": metrics["cpu_s"]}
