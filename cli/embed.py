@@ -322,6 +322,8 @@ def _check_adapters(names: Sequence[str], adapter: Mapping[str, str], called: st
         read_adapter(Path(folder)).require_encoder(name)
     if called is None:
         return
+    if not called:
+        raise ConfigError("--as is empty; leave it out, or name the encoder with its --adapter.")
     if not adapter or len(names) > 1:
         raise ConfigError(f"--as {called} names one encoder with its --adapter: give both, with one --encoder.")
     from wsi_dino.encoders.registry import records

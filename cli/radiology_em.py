@@ -206,6 +206,8 @@ def _dataset(given: dict[str, Any]) -> EmDataset:
     missing = [f"--{key.replace('_', '-')}" for key, value in files.items() if value is None]
     if missing:
         raise ConfigError(f"Name --dataset and --root, or all four files; missing: {', '.join(missing)}.")
+    if not given["name"]:
+        raise ConfigError("--name is empty; leave it out, or name the folder of the results.")
     train, test = (files["train_image"], files["train_labels"]), (files["test_image"], files["test_labels"])
     return open_files(train, test, name=given["name"], **options)
 

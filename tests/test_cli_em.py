@@ -113,6 +113,7 @@ def test_frozen_features_through_a_decoder_and_the_comparison_in_the_report(exam
         (["--dataset", "cremi-a"], "--root"),
         (["--test-labels", "absent.h5"], "no such file"),
         (["--val-sections", "10"], "11 sections"),
+        (["--name", ""], "--name is empty"),
     ],
 )
 def test_wrong_use_is_told_and_ends_with_2(example: Path, changed: list[str], message: str) -> None:

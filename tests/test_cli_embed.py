@@ -146,6 +146,7 @@ def test_the_project_file_gives_run_and_encoder(project: Path) -> None:
         (["--encoder", ENCODER, "--encoder", TINY, "--weights", "a.pth"], "NAME=FILE"),
         (["--encoder", ENCODER, "--pooling", "avg", "--pooling", f"{ENCODER}=avg"], "given twice"),
         (["--encoder", ENCODER, "--slides", "nowhere"], "--slides nowhere is not a folder"),
+        (["--encoder", ENCODER, "--as", ""], "--as is empty"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_said_and_leaves_with_2_before_any_work(project: Path, options: list[str], words: str) -> None:
