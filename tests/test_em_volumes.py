@@ -217,6 +217,18 @@ def test_cremi_as_passed_on_is_split_100_and_25_with_validation_before_the_test(
     np.testing.assert_array_equal(dataset.test.read_raw().voxels, grey[100:])
 
 
+def test_wafer4s_values_above_255_are_cut_and_told_and_those_of_others_refused(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((30, 8, 10))
+    deep = grey.astype(np.uint16) + np.uint16(60)
+    for name in ("wafer4", "cremiA"):
+        write_pair(tmp_path, name, deep, ids)
+    test = open_dataset("wafer4", tmp_path).test.read_raw()
+    np.testing.assert_array_equal(test.voxels, np.minimum(deep[5:], 255))
+    assert f"test: {(deep[5:] > 255).sum()} voxels above 255" in test.remarks[0]
+    with pytest.raises(VolumeError, match="0 to 255"):
+        open_dataset("cremi-a", tmp_path).test.read_raw()
+
+
 @pytest.mark.parametrize(("end", "sections"), [("first", (0, 100)), ("last", (20, 120))])
 def test_ac3_gives_either_end(tmp_path: Path, end: str, sections: tuple[int, int]) -> None:
     write_pair(tmp_path, "AC4", *drawn_neurons((100, 6, 8)))

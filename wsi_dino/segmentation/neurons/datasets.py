@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from wsi_dino.errors import ConfigError, VolumeError, nearest_name
 from wsi_dino.segmentation.neurons.em_volume import EmSource, pair
 
@@ -45,7 +47,8 @@ def open_dataset(
     """Open a published dataset.
 
     CREMI A, B, C and Wafer4: the last 25 sections are the test, of those before them the last `n_val` (20 by default)
-    choose the threshold. AC3/AC4: AC4's first 80 sections train, its last 20 choose, 100 sections of AC3 are the test.
+    choose the threshold. Of Wafer4's files that are not 8 bit, values above 255 are taken for 255, as public code has
+    it. AC3/AC4: AC4's first 80 sections train, its last 20 choose, 100 sections of AC3 are the test.
 
     Args:
         name: one of `DATASETS`.
@@ -65,6 +68,8 @@ def open_dataset(
         return _ac34(root, n_val, ac3_end, repair)
     names = _cremi_names(name[-1].upper()) if name.startswith("cremi") else _wafer_names()
     whole = pair("train", *_found(root, name, names), repair=repair)
+    if name == "wafer4" and whole.raw.dtype != np.uint8:
+        whole = replace(whole, clips=True)
     n_test = _N_TEST[name]
     train, val = _with_validation(_sections(whole, "train", 0, whole.shape[0] - n_test), n_val)
     test = _sections(whole, "test", whole.shape[0] - n_test, whole.shape[0])

@@ -15,6 +15,7 @@ from wsi_dino.segmentation.neurons.neuron_ids import read_ids
 RAW_KEYS = ("volumes/raw", "main", "raw", "stack", "data")
 LABEL_KEYS = ("volumes/labels/neuron_ids", "main", "labels", "stack", "seg", "data")
 _BLANK_STD = 1.0
+_WHITE = 255
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class EmSource:
         sections: first and last + 1, counted in the labels.
         origin: of the labels in the raw volume, voxels (z, y, x).
         repair: whether blank sections are replaced by their neighbours.
+        clips: whether grey values above 255 are taken for 255.
     """
 
     name: str
@@ -35,6 +37,7 @@ class EmSource:
     sections: tuple[int, int]
     origin: tuple[int, int, int] = (0, 0, 0)
     repair: bool = False
+    clips: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,7 +52,7 @@ class EmSource:
     def fingerprint(self) -> str:
         """Return what changes with the files' content or the sections taken."""
         files = [(slide_fingerprint(file.path), file.key) for file in (self.raw, self.labels)]
-        return fingerprint(files, self.sections, self.origin, self.repair)
+        return fingerprint(files, self.sections, self.origin, self.repair, *(["clips"] if self.clips else []))
 
     def read_raw(self) -> RawVolume:
         """Return the sections as uint8 with remarks on what was found.
@@ -60,10 +63,17 @@ class EmSource:
         z, y, x = self.origin
         start, stop = (z + number for number in self.sections)
         out = np.empty(self.shape, np.uint8)
+        n_clipped = 0
         for i in range(start, stop):
             section = self.raw.read_sections(i, i + 1)[0][y : y + out.shape[1], x : x + out.shape[2]]
+            if self.clips and section.dtype.kind in "uif":
+                n_clipped += int((section > _WHITE).sum())
+                section = np.where(section > _WHITE, _WHITE, section)
             out[i - start] = _as_grey(section, self.raw, i)
-        return _checked(self, out)
+        checked = _checked(self, out)
+        if n_clipped:
+            checked.remarks.append(f"{self.name}: {n_clipped} voxels above 255 taken for 255, as public code does")
+        return checked
 
     def read_labels(self) -> npt.NDArray[np.uint32]:
         """Return the ids, 0 where there is no neuron; see `read_ids`."""
