@@ -201,7 +201,8 @@ class MapLearner:
 
     @property
     def _cells(self) -> int:
-        return max(1, round(self.spec.window_voxels * self.plan.upscale / self.plan.cell_px))
+        least = 2 if self.spec.window_sections == 1 else 1  # a norm over one cell alone has no deviation
+        return max(least, round(self.spec.window_voxels * self.plan.upscale / self.plan.cell_px))
 
     def samples(self, volume: TrainingVolume) -> SampleSource:
         """As `AffinityLearner.samples`."""

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,8 @@ def make_affinities(experiment: Experiment, learner: AffinityLearner, key: str) 
 def _work(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[str, Any]:
     began = time.process_time()
     raws = {source.name: source.read_raw() for source in experiment.dataset.subsets}
-    for source in experiment.judged:
-        source.read_labels()  # what is wrong with them is told now, not after the training
+    for source in experiment.dataset.subsets:
+        source.read_labels()  # what is wrong with them is told now, not after encoding and training
     prepare_sections(experiment, learner, raws)
     encoded = time.process_time()
     trainer, history = _train(experiment, learner, raws["train"], key)
@@ -76,14 +76,27 @@ def _train(
     n_epochs = math.ceil(spec.steps / epoch_steps(spec))
     experiment.told.begin("learning affinities", n_epochs)
     torch.manual_seed(spec.seed)
+    device = resolve_device(experiment.request.device)
     trainer = Trainer(
         learner.network(), learner.samples(volume), weighted_mse,
-        # AdamW without decay is Adam
-        TrainingSpec(epochs=n_epochs, learning_rate=spec.learning_rate, weight_decay=0, seed=spec.seed),
-        device=resolve_device(experiment.request.device), checkpoint=experiment.layout.checkpoint, fingerprint=key,
+        TrainingSpec(
+            epochs=n_epochs, learning_rate=spec.learning_rate, seed=spec.seed,
+            weight_decay=0,  # AdamW without decay is Adam
+            precision=_precision(min(spec.window_sections, len(ids)), device),
+        ),
+        device=device, checkpoint=experiment.layout.checkpoint, fingerprint=key,
         on_epoch=lambda epoch, network: _told(experiment),
     )  # fmt: skip
     return trainer, trainer.run()
+
+
+def _precision(n_sections: int, device: str) -> Literal["auto", "fp32"]:
+    """Return the format to learn in: fp32 for windows of two sections on a CPU.
+
+    There the gradient of the weights of a 3 x 3 x 3 convolution in bf16 is what memory happens to hold, NaN or not
+    (torch 2.13 with oneDNN on AVX-512; of 1, 3, 4 ... sections it is right).
+    """
+    return "fp32" if n_sections == 2 and device == "cpu" else "auto"
 
 
 def _told(experiment: Experiment) -> dict[str, float]:
