@@ -163,9 +163,14 @@ def agglomerate_volume(
     return agglomerate(affinities, fragments, thresholds, scoring)
 
 
+def check_thresholds(thresholds: Sequence[float]) -> None:
+    """Raise ConfigError unless there is one or more, all from 0 to 1."""
+    _ascending(thresholds)
+
+
 def _ascending(thresholds: Sequence[float]) -> tuple[float, ...]:
     wanted = tuple(sorted({float(value) for value in thresholds}))
-    if not wanted or wanted[0] < 0 or wanted[-1] > 1:
+    if not wanted or not all(0 <= value <= 1 for value in wanted):
         raise ConfigError(f"Joining fragments: thresholds must be from 0 to 1, got {list(thresholds)}.")
     return wanted
 

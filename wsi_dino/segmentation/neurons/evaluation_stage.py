@@ -28,6 +28,8 @@ def evaluate(experiment: Experiment, learner: AffinityLearner, done: Mapping[str
     """Return the content of metrics.json, computed and written if it is not there."""
     results = experiment.layout.results
     outputs = [results / "metrics.json", results / "segmentation.h5", results / "curve.csv"]
+    if experiment.writes_zarr:
+        outputs.append(experiment.layout.zarr / ".zarray")
     experiment.rows.do("evaluate", key, outputs, lambda: _work(experiment, done))
     metrics: dict[str, Any] = json.loads(outputs[0].read_text(encoding="utf-8"))
     # other results of the run may be new, and the report compares with them
@@ -91,8 +93,8 @@ def _write_results(experiment: Experiment, threshold: float) -> None:
     segments = merges.segments[merges.thresholds.index(threshold)]
     attributes = {**attributes_of(test), "threshold": threshold}
     write_segmentation(layout.results / "segmentation.h5", fragments, segments, attributes)
-    if experiment.request.with_zarr:
-        write_zarr(layout.results / "segmentation.zarr", fragments, segments, attributes)
+    if experiment.writes_zarr:
+        write_zarr(layout.zarr, fragments, segments, attributes)
 
 
 def _write_curve(path: Path, validation: Sequence[Row], test: Sequence[Row]) -> None:

@@ -52,6 +52,11 @@ class EmLayout:
         return self.results / "merges" / f"{subset}.safetensors"
 
     @property
+    def zarr(self) -> Path:
+        """Folder of the segmentation as Zarr, where it was asked for."""
+        return self.results / "segmentation.zarr"
+
+    @property
     def checkpoint(self) -> Path:
         """The training in progress."""
         return self.run.state / safe_name(self.stage_name) / "training.safetensors"

@@ -9,7 +9,7 @@ from wsi_dino.claims import try_claim
 from wsi_dino.errors import ConfigError
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder
-from wsi_dino.segmentation.neurons.agglomeration import check_scoring
+from wsi_dino.segmentation.neurons.agglomeration import check_scoring, check_thresholds
 from wsi_dino.segmentation.neurons.datasets import EmDataset
 from wsi_dino.segmentation.neurons.layout import EmLayout, StageRows
 from wsi_dino.segmentation.neurons.optional_libraries import require
@@ -36,8 +36,8 @@ def segment_neurons(request: EmRequest, dataset: EmDataset, told: Told) -> dict[
         VolumeError: sections cannot be read or make no sense.
         EncoderError: the encoder is not to be had.
     """
-    _check(request)
     layout = EmLayout(RunFolder(request.run), dataset.name, request.label)
+    _check(request, layout)
     if share.current() is not None:
         _encode_sections(Experiment(request, dataset, layout, StageRows(layout), told))
     claim = try_claim(layout.run.claim_path("em", f"{dataset.name}/{request.label}"))
@@ -61,13 +61,12 @@ def _encode_sections(experiment: Experiment) -> None:
     share.end_part("em sections", [])
 
 
-def _check(request: EmRequest) -> None:
+def _check(request: EmRequest, layout: EmLayout) -> None:
     check_scoring(request.agglomeration.scoring)
-    if not request.agglomeration.thresholds:
-        raise ConfigError("--thresholds: name one or more.")
+    check_thresholds(request.agglomeration.thresholds)
     require("skimage.segmentation", "scikit-image")
     require("waterz", "waterz")
-    if request.with_zarr:
+    if request.with_zarr or layout.zarr.exists():
         require("zarr", "zarr")
 
 
@@ -95,5 +94,5 @@ def _stages(experiment: Experiment) -> dict[str, Any]:
             return {"stage": stage, "folder": experiment.layout.results, "cpu_s": done[stage]["cpu_s"]}
     from wsi_dino.segmentation.neurons.evaluation_stage import evaluate
 
-    options = request.optimistic, request.with_zarr, request.with_floors
+    options = request.optimistic, experiment.writes_zarr, request.with_floors
     return evaluate(experiment, learner, done, fingerprint(keys["agglomerate"], *options))

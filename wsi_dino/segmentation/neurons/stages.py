@@ -54,6 +54,11 @@ class Experiment:
         """Validation and test."""
         return self.dataset.val, self.dataset.test
 
+    @property
+    def writes_zarr(self) -> bool:
+        """Whether the segmentation is written as Zarr: asked for, or there from before, where it must not be stale."""
+        return self.request.with_zarr or self.layout.zarr.exists()
+
     def key(self, stage: Stage, before: str) -> str:
         """Return the fingerprint of a stage, given that of the one before."""
         spec: Any = {"fragments": self.request.fragments, "agglomerate": self.request.agglomeration}.get(stage)
