@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _DATA, _FEATURES, _TRAINING = "Volumes", "Sections and features", "Training"
 _JOINING, _RESULTS = "Fragments and agglomeration", "Results"
 _TOLD = ("voi_split", "voi_merge", "voi", "arand", "threshold", "curve", "best_on_test")
+_OPTIONS = {"tile_px": "size", "learning_rate": "lr", "n_views": "views"}  # where the request has another word
 _SHOWN = ["", "voi_split", "voi_merge", "voi", "arand"]
 
 
@@ -147,7 +148,7 @@ def em(
     fragments: Annotated[
         FragmentMethod,
         _option(_JOINING, "--fragments", help="sections: watershed in each section (as MALA). edges: waterz's, on "
-                "affinities in 3D, for isotropic volumes.  [default: sections]"),
+                "affinities in 3D, for isotropic volumes; takes a volume whole into memory.  [default: sections]"),
     ] = FragmentMethod.sections,
     scoring: Annotated[
         str,
@@ -203,6 +204,8 @@ def _dataset(given: dict[str, Any]) -> EmDataset:
         if any(files.values()) or given["root"] is None:
             raise ConfigError(f"--dataset {given['dataset']}: give --root DIR beside it, and no files of your own.")
         return open_dataset(given["dataset"], given["root"], ac3_end=given["ac3_sections"], **options)
+    if given["root"] is not None:
+        raise ConfigError(f"--root {given['root']}: name its --dataset, or leave --root out beside files of your own.")
     missing = [f"--{key.replace('_', '-')}" for key, value in files.items() if value is None]
     if missing:
         raise ConfigError(f"Name --dataset and --root, or all four files; missing: {', '.join(missing)}.")
@@ -237,7 +240,8 @@ def _request(given: dict[str, Any]) -> EmRequest:
         )  # fmt: skip
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"--{first['loc'][0]}: {first['msg']}, got {first['input']}.") from error
+        option = _OPTIONS.get(str(first["loc"][0]), str(first["loc"][0])).replace("_", "-")
+        raise ConfigError(f"--{option}: {first['msg']}, got {first['input']}.") from error
 
 
 def _thresholds(text: str) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import pytest
 from command_line import run_command
 from toy_neurons import drawn_neurons
 
+from wsi_dino.run_folder import RunFolder
 from wsi_dino.segmentation.neurons.curve import compare
 
 _PAGE = (Path(__file__).resolve().parent.parent / "docs" / "em.md").read_text(encoding="utf-8")
@@ -110,6 +111,9 @@ def test_frozen_features_through_a_decoder_and_the_comparison_in_the_report(exam
         (["--upscale", "3"], "upscale"),
         (["--scoring", "median"], "quantile"),
         (["--thresholds", "a,b"], "numbers"),
+        (["--thresholds", "0.5,nan"], "0 to 1"),
+        (["--lr", "0"], "--lr"),
+        (["--root", "."], "--dataset"),
         (["--dataset", "cremi-a"], "--root"),
         (["--test-labels", "absent.h5"], "no such file"),
         (["--val-sections", "10"], "11 sections"),
@@ -131,6 +135,45 @@ def test_labels_of_the_test_are_looked_at_before_anything_is_learnt(example: Pat
     assert ran.code == 2
     assert "no neuron at all" in ran.stderr
     assert "learning affinities" not in ran.stderr
+
+
+def test_labels_to_learn_from_are_looked_at_before_sections_are_encoded(example: Path, tmp_path: Path) -> None:
+    with h5py.File(example / "train.h5") as train, h5py.File(tmp_path / "train.h5", "w") as file:
+        file["labels"] = np.where(np.arange(10)[:, None, None] < 8, 0, train["labels"][()])
+    labels = ["--train-labels", str(tmp_path / "train.h5"), "--run", str(tmp_path / "run")]
+    ran = run_command(example, *_commands()[1], *labels)
+    assert ran.code == 2
+    assert "sections 0 to 7 hold no neuron at all" in ran.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_every_step_of_windows_of_two_sections_has_a_finite_gradient(example: Path, tmp_path: Path) -> None:
+    windows = ["--window-sections", "2", "--window-voxels", "16", "--steps", "30", "--device", "cpu"]
+    ran = run_command(example, *_commands()[0], *windows, "--stage", "affinities", "--run", str(tmp_path))
+    assert ran.code == 0, ran.stderr
+    row = RunFolder(tmp_path).read_row("em/volumes/unet3d", "affinities")
+    assert row is not None
+    assert [epoch.get("skipped_steps", 0) for epoch in row["history"]] == [0]
+
+
+def test_zarr_is_renewed_with_the_segmentation_whether_asked_for_again_or_not(example: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    results = example / "run/em/volumes/unet3d"
+
+    def both() -> tuple[np.ndarray, np.ndarray]:
+        with h5py.File(results / "segmentation.h5") as file:
+            return file["main"][()], zarr.open_array(str(results / "segmentation.zarr"), mode="r")[:]
+
+    before = both()[1]
+    other = [*_commands()[0], "--optimistic", "--scoring", "quantile-10"]
+    for _ in range(2):
+        assert run_command(example, *other).code == 0
+        found, renewed = both()
+        np.testing.assert_array_equal(renewed, found)
+        assert (renewed != before).any()
+        (results / "segmentation.zarr/.zarray").unlink()
+    assert run_command(example, *_commands()[0], "--zarr", "--optimistic").code == 0
+    np.testing.assert_array_equal(both()[1], before)
 
 
 def test_a_published_dataset_stands_beside_the_papers_rows(tmp_path: Path) -> None:

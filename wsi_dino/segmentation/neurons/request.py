@@ -45,7 +45,7 @@ class AffinitySpec(BaseModel):
     window_sections: int = Field(default=16, ge=1)
     window_voxels: int = Field(default=96, ge=8)
     steps: int = Field(default=2000, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
 
 
