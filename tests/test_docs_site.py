@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import queue
 import re
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
+from browser import chromium
 
 import wsi_dino
 from wsi_dino.cli.reference import reference_page
@@ -63,6 +69,51 @@ def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", text), sheet.name
+
+
+_SEARCH = """<!DOCTYPE html><iframe id=f src="index.html?q=camelyon16"></iframe><script>
+setInterval(() => {
+  const links = [...f.contentDocument.querySelectorAll('.md-search-result__link')].map(link => link.href);
+  if (links.length) fetch('/found', {method: 'POST', body: JSON.stringify(links)});
+}, 100)</script>"""
+
+
+@pytest.mark.slow
+def test_the_search_finds_the_page_of_a_word(site: Path, tmp_path: Path) -> None:
+    """As a reader has it: over http, by the page's own script; it tells this test's server what it has found."""
+    found: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+    class Server(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/search-test.html":
+                return super().do_GET()
+            self.send_response(200)
+            self.end_headers()
+            return self.wfile.write(_SEARCH.encode())
+
+        def do_POST(self) -> None:
+            found.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    program = chromium()
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        browser = subprocess.Popen(
+            [program, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+             "--remote-debugging-port=0", f"http://127.0.0.1:{server.server_port}/search-test.html"],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            links = found.get(timeout=300)
+        finally:
+            browser.terminate()
+            browser.wait()
+            server.shutdown()
+    assert any("/cohorts.html" in link for link in links), links
 
 
 @pytest.mark.slow
