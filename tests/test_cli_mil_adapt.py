@@ -163,6 +163,24 @@ def test_killed_and_repeated_gives_the_same_bytes_as_undisturbed(tiled: Path, fi
     assert _contents(tmp_path) == _contents(finished)
 
 
+@pytest.mark.slow
+def test_workers_of_a_launcher_and_parts_give_the_bytes_of_one_process(
+    tiled: Path, finished: Path, tmp_path: Path
+) -> None:
+    for name in ("launched", "parts"):
+        (tmp_path / name).mkdir()
+        _copy(tiled, tmp_path / name)
+    ran = run_command(tmp_path / "launched", *REQUEST, "--launcher", "local", "--launch-workers", 2)
+    assert ran.code == 0, ran.stderr
+    assert _contents(tmp_path / "launched") == _contents(finished)
+    for part in ("1/2", "2/2"):
+        ran = run_command(tmp_path / "parts", *REQUEST, "--shard", part, "--json")
+        assert (ran.code, ran.json["failed"]) == (0, 0), ran.stderr
+        assert not (tmp_path / "parts" / RESULTS / "metrics.json").exists()
+    assert run_command(tmp_path / "parts", *REQUEST).code == 0
+    assert _contents(tmp_path / "parts") == _contents(finished)
+
+
 def test_features_of_an_adapter_are_refused_where_none_would_be_held_out(finished: Path) -> None:
     plain = ("mil", "--run", "run", "--labels", "labels.csv", "--target", "ER", "--allow-random-weights")
     ran = run_command(finished, *plain, "--encoder", f"{TINY}+lora-ER-fold-0")

@@ -158,6 +158,28 @@ def test_killed_and_repeated_gives_the_same_bytes(finished: tuple[Path, Ran], tm
     assert _contents(tmp_path) == _contents(finished[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("track", ["chest-xray", "ct"])
+def test_workers_of_a_launcher_give_the_figures_of_one_process(track: str, tmp_path: Path) -> None:
+    if track == "chest-xray":
+        _draw(tmp_path)
+        command: tuple[object, ...] = (*_CHEST, *_ADAPT)
+    else:
+        make_fake_ct_rate(tmp_path / "data", 10, 6)
+        command = ("radiology", "ct", "--dataset", "ct-rate", "--root", "data", *_ENCODER, "--size", 32, "--labels",
+                   "Pleural effusion", "--no-pictures", *_ADAPT, "--adapt-slices", 2, "--run", "run")  # fmt: skip
+    launched = run_command(tmp_path, *command, "--launcher", "local", "--launch-workers", 2, "--json")
+    assert launched.code == 0, launched.stderr
+    by_workers = _contents(tmp_path)
+    assert [path for path in by_workers if path.endswith("adapter.json")]
+    (tmp_path / "run").rename(tmp_path / "launched")
+    assert run_command(tmp_path, *command, "--json").json == launched.json
+    alone = _contents(tmp_path)
+    assert alone.keys() == by_workers.keys()
+    # volumes.csv tells seconds
+    assert [path for path in alone if alone[path] != by_workers[path] and not path.endswith("volumes.csv")] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
