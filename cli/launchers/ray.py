@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from wsi_dino.cli.interrupts import ctrl_c_waits
 from wsi_dino.cli.launchers.engine import Settings
 from wsi_dino.cli.launchers.task import WorkerEnd, WorkerTask, run_worker
 from wsi_dino.errors import ConfigError
@@ -62,7 +63,8 @@ class RayEngine:
         where = {"address": s.address} if s.address else here
         os.environ.setdefault("RAY_agent_register_timeout_ms", str(1000 * _START_S))
         try:
-            self._ray.init(**where, log_to_driver=False, configure_logging=False)
+            with ctrl_c_waits():  # interrupted half-way, Ray's library has crashed the process
+                self._ray.init(**where, log_to_driver=False, configure_logging=False)
         except Exception as error:  # Ray raises many kinds, plain Exception among them
             raise ConfigError(
                 f"--launcher ray: no cluster answers at {s.address or 'this machine'}: {error}"
