@@ -160,6 +160,10 @@ def test_predict_refuses_other_weights_and_lists_broken_volumes(finished: tuple[
                         "--json")  # fmt: skip
     assert wrong.code == 2
     assert "same --weights" in wrong.json["error"]["message"]
+    unlearned = run_command(folder, "radiology", "segment-predict", results, images, "--random-weights", 0,
+                            "--test-views", 4, "--output", "o", "--json")  # fmt: skip
+    assert unlearned.code == 2
+    assert "Expected at most 2" in unlearned.json["error"]["message"]
     (folder / "broken.nii.gz").write_bytes((images / "hippocampus_1.nii.gz").read_bytes()[:500])
     one = run_command(folder, "radiology", "segment-predict", results, "broken.nii.gz", images / "hippocampus_1.nii.gz",
                       "--random-weights", 0, "--output", "o", "--json")  # fmt: skip

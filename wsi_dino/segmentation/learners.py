@@ -80,13 +80,14 @@ class DecoderLearner:
             n_up=steps_up(plan.patch_mm, plan.patch_px, coarsest, plan.spacing_mm),
             image_skip=decoder.image_skip,
             is_light=decoder.name == "conv3d",
+            n_views=self.request.features.n_views,
             window_slices=decoder.crop_slices,
             window_cells=decoder.crop_cells,
         )
 
     def identity(self) -> Any:
         """As `Learner.identity`."""
-        return self.plan.fingerprint, self.request.features.n_views
+        return self.plan.fingerprint
 
     def network(self, facts: SegmentationModel, train: Sequence[str]) -> nn.Module:
         """As `Learner.network`; mean and deviation of features are taken from the training cases."""

@@ -29,6 +29,7 @@ class SegmentationModel(BaseModel):
         patch_mm, patch_px, cell_px: how slices are shown.
         decoder: name; `n_up` its steps of two; `image_skip` whether it takes the image; `is_light` see
             `decoders.ConvDecoder`, False in files of earlier versions.
+        n_views: of slices that it learned from, the first of `views.VIEWS`; 0 where an earlier version did not say.
         window_slices, window_cells: what it is given at once (voxels for a network).
         fold: whose training cases it learned from.
         training: recipe and precision.
@@ -52,6 +53,7 @@ class SegmentationModel(BaseModel):
     n_up: int = 0
     image_skip: bool = False
     is_light: bool = False
+    n_views: int = 0
     window_slices: int
     window_cells: int
     fold: int

@@ -139,7 +139,7 @@ def open_predictor(
         encoder: further arguments of `load_encoder`, e.g. ``weights``.
 
     Raises:
-        ConfigError: there is no model.
+        ConfigError: there is no model, or it has not learned from so many views.
         WeightsError: a model is broken, or the encoder's weights are not those it was trained with.
     """
     paths = _model_files(path, folds)
@@ -147,6 +147,7 @@ def open_predictor(
     facts = all_facts[0]
     if any(_shared(other) != _shared(facts) for other in all_facts[1:]):
         raise WeightsError(f"Opening models in {path}: they are of several experiments. Name one folder or file.")
+    _require_learned(facts, n_test_views)
     running = resolve_device(device)
     networks = tuple(read_network(item, own).to(running) for item, own in zip(paths, all_facts, strict=True))
     slice_encoder = None
@@ -155,6 +156,15 @@ def open_predictor(
     asked = facts.training.get("precision", "auto")
     precision = resolve_precision("auto" if asked == "bf16" else asked, running, ("fp32", "bf16"))
     return Predictor(facts, networks, slice_encoder, running, precision, n_test_views)
+
+
+def _require_learned(facts: SegmentationModel, n_test_views: int) -> None:
+    learned = facts.n_views if facts.kind == "decoder" else 1
+    if learned and n_test_views > learned:
+        raise ConfigError(
+            f"--test-views {n_test_views}: a decoder is worse in views that it has not learned from. Expected at most "
+            f"{learned}, as this one was trained with."
+        )
 
 
 def _shared(facts: SegmentationModel) -> dict[str, Any]:
