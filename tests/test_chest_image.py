@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chest_folders import COMPRESSED, picture, write_dicom
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from wsi_dino.errors import ImageError
@@ -100,6 +102,52 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     Image.new("1", (9000, 9000)).save(tmp_path / "vast.png")
     with pytest.raises(ImageError, match="9000 x 9000 px are too many"):
         read_chest_image(tmp_path / "vast.png")
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=5))
+@settings(max_examples=200, deadline=None)
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_in_a_dicom_header_give_a_picture_or_an_image_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
+) -> None:
+    path = tmp_path_factory.mktemp("dicom") / "a.dcm"
+    write_dicom(path, picture(1, side=16), RescaleSlope="2", RescaleIntercept="-100", NumberOfFrames="1")
+    content = bytearray(path.read_bytes())
+    head = content.index(b"\xe0\x7f\x10\x00") - 132  # between the mark DICM and the pixels
+    for place, value in changes:
+        content[132 + int(place * head)] = value
+    path.write_bytes(content)
+    try:
+        assert read_chest_image(path).grey.ndim == 2
+    except ImageError as error:
+        assert "a.dcm" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("element", "value"),
+    [(b"\x28\x00\x53\x10DS", b"a.bc"), (b"\x28\x00\x52\x10DS", b"low "), (b"\x28\x00\x08\x00IS", b"many")],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_number_of_the_header_that_is_none_is_an_image_error(element: bytes, value: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    write_dicom(path, picture(1), RescaleSlope="1.25", RescaleIntercept="-100", NumberOfFrames="0001")
+    content = bytearray(path.read_bytes())
+    start = content.index(element) + len(element) + 2
+    content[start : start + 4] = value
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"a\.dcm: its header makes no sense"):
+        read_chest_image(path)
+
+
+def test_a_dicom_file_without_a_transfer_syntax_is_refused(tmp_path: Path) -> None:
+    import pydicom
+
+    write_dicom(tmp_path / "a.dcm", picture(1))
+    dataset = pydicom.dcmread(tmp_path / "a.dcm")
+    del dataset.file_meta.TransferSyntaxUID
+    pydicom.dcmwrite(tmp_path / "b.dcm", dataset, implicit_vr=False, little_endian=True)
+    with pytest.raises(ImageError, match=r"b\.dcm: .*no transfer syntax"):
+        read_chest_image(tmp_path / "b.dcm")
 
 
 # the transform -----------------------------------------------------------------------------------

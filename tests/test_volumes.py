@@ -233,6 +233,75 @@ def test_a_series_in_time_is_refused(hu: np.ndarray, tmp_path: Path) -> None:
         open_volume(tmp_path / "t.nii.gz")
 
 
+_CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=5)
+
+
+def _changed(content: bytes, start: int, stop: int, changes: list[tuple[float, int]]) -> bytes:
+    changed = bytearray(content)
+    for place, value in changes:
+        changed[start + int(place * (stop - start))] = value
+    return bytes(changed)
+
+
+def _volume_or_error(path: Path) -> None:
+    try:
+        assert len(open_volume(path, hu="already").spacing_mm) == 3
+    except VolumeError as error:
+        assert path.name in str(error)  # noqa: PT017
+
+
+@given(_CHANGES)
+@settings(max_examples=200, deadline=None)
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_in_a_dicom_header_give_a_volume_or_a_volume_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("series")
+    write_dicom_series(folder, chest_hu(np.random.default_rng(0), side=8, n_slices=3))
+    slices = sorted(path for path in folder.rglob("*") if path.is_file())
+    content = slices[1].read_bytes()
+    slices[1].write_bytes(_changed(content, 132, content.index(b"\xe0\x7f\x10\x00"), changes))
+    _volume_or_error(folder)
+
+
+@pytest.mark.parametrize("tag", ["Rows", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"])
+def test_a_slice_with_an_empty_place_is_refused(hu: np.ndarray, tmp_path: Path, tag: str) -> None:
+    import pydicom
+
+    write_dicom_series(tmp_path, hu)
+    path = sorted(path for path in tmp_path.rglob("*") if path.is_file())[1]
+    dataset = pydicom.dcmread(path)
+    setattr(dataset, tag, None)
+    dataset.save_as(path)
+    with pytest.raises(VolumeError, match=f"{path.name}: it lacks {tag}"):
+        open_volume(tmp_path)
+
+
+@given(changes=_CHANGES, packed=st.booleans())
+@settings(max_examples=200, deadline=None)
+@pytest.mark.filterwarnings("ignore")
+def test_any_bytes_in_a_nifti_header_give_a_volume_or_a_volume_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]], packed: bool
+) -> None:
+    path = tmp_path_factory.mktemp("nifti") / ("a.nii.gz" if packed else "a.nii")
+    write_nifti(path, chest_hu(np.random.default_rng(0), side=8, n_slices=3))
+    content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    content = _changed(content, 0, 352, changes)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    _volume_or_error(path)
+
+
+@pytest.mark.parametrize("sides", [(-2, 4, 4), (32767, 32767, 32767)])
+def test_a_header_with_impossible_sides_is_refused(hu: np.ndarray, tmp_path: Path, sides: tuple[int, ...]) -> None:
+    path = tmp_path / "a.nii"
+    write_nifti(path, hu)
+    content = bytearray(path.read_bytes())
+    content[42:48] = np.array(sides, "<i2").tobytes()
+    path.write_bytes(content)
+    with pytest.raises(VolumeError, match=r"a\.nii: (expected one volume|its header promises|truncated)"):
+        open_volume(path)
+
+
 def test_nan_is_counted_and_placed(hu: np.ndarray, tmp_path: Path) -> None:
     broken = hu.astype(np.float32)
     broken[4, 3, 2] = np.nan

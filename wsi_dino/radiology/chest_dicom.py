@@ -54,8 +54,17 @@ def read_chest_dicom(path: Path) -> np.ndarray:
 
     try:
         dataset = pydicom.dcmread(path)
-    except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError, AttributeError) as error:
-        raise ImageError(f"Reading {path.name}: no DICOM file, or cut off ({error}).") from error
+    except Exception as error:  # damaged headers bring every kind of error
+        raise ImageError(f"Reading {path.name}: no DICOM file, damaged or cut off ({error}).") from error
+    try:
+        return _picture(path, dataset)
+    except ImageError:
+        raise
+    except Exception as error:  # what bytes of a header mean is found out where it is asked for
+        raise ImageError(f"Reading {path.name}: its header makes no sense ({error}).") from error
+
+
+def _picture(path: Path, dataset: Any) -> np.ndarray:
     if "PixelData" not in dataset:
         raise ImageError(f"Reading {path.name}: a DICOM file without pixels, or cut off before them.")
     if int(dataset.get("NumberOfFrames") or 1) > 1:
@@ -67,7 +76,9 @@ def read_chest_dicom(path: Path) -> np.ndarray:
 
 
 def _pixels(path: Path, dataset: Any) -> np.ndarray:
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", "")) if hasattr(dataset, "file_meta") else ""
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
+    if not syntax:
+        raise ImageError(f"Reading {path.name}: it does not say how its pixels are stored (no transfer syntax).")
     name, decoder = _DECODERS.get(syntax, ("", ""))
     try:
         if decoder:

@@ -13,6 +13,7 @@ from wsi_dino.volumes.volume import Rescale, StoredVolume
 
 _TAGS = ["SeriesInstanceUID", "Modality", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows",
          "Columns", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "SeriesDescription"]  # fmt: skip
+_PLACE_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 _SAME_DIRECTION = 1e-3
 _GAP = 1.5  # times the usual distance of slices
 _SHOWN = 3
@@ -28,6 +29,15 @@ def read_dicom_series(folder: Path) -> StoredVolume:
         VolumeError: no DICOM, several series, another modality, slices of unlike size or direction, two at one
             place, one missing between others, or pixels that cannot be decoded.
     """
+    try:
+        return _series(folder)
+    except VolumeError:
+        raise
+    except Exception as error:  # what bytes of a header mean is found out where it is asked for, with any kind of error
+        raise VolumeError(f"Reading {folder}: the header of a slice makes no sense ({_first_line(error)}).") from error
+
+
+def _series(folder: Path) -> StoredVolume:
     slices = _slices(folder)
     _require_one_series(folder, slices)
     normal = _require_one_geometry(folder, slices)
@@ -57,9 +67,12 @@ def _slices(folder: Path) -> list[tuple[Path, Any]]:
     slices = []
     for path in paths:
         try:
-            slices.append((path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))))
-        except (OSError, ValueError, KeyError, pydicom.errors.InvalidDicomError) as error:
-            raise VolumeError(f"Reading {path}: a damaged DICOM file ({error}).") from error
+            head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_TAGS))
+            for tag in _TAGS:
+                head.get(tag)  # bytes become numbers here
+        except Exception as error:
+            raise VolumeError(f"Reading {path}: a damaged DICOM file ({_first_line(error)}).") from error
+        slices.append((path, head))
     if not slices:
         raise VolumeError(f"Reading {folder}: there is no DICOM file in it.")
     return slices
@@ -84,9 +97,7 @@ def _require_one_series(folder: Path, slices: list[tuple[Path, Any]]) -> None:
 def _require_one_geometry(folder: Path, slices: list[tuple[Path, Any]]) -> np.ndarray:
     """Return the direction across the slices, in DICOM's LPS+."""
     for path, head in slices:
-        missing = [
-            tag for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing") if tag not in head
-        ]
+        missing = [tag for tag in _PLACE_TAGS if head.get(tag) is None]
         if missing:
             raise VolumeError(f"Reading {path}: it lacks {missing[0]}: not a slice of a volume (a scout view?).")
     first = _geometry(slices[0][1])
@@ -146,8 +157,8 @@ def _pixel_array(path: Path) -> np.ndarray:
 
     try:
         pixels: np.ndarray = pydicom.dcmread(path).pixel_array
-    except (OSError, ValueError, AttributeError, RuntimeError, NotImplementedError) as error:
-        raise VolumeError(f"Reading {path}: its pixels cannot be decoded ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # each codec has errors of its own
+        raise VolumeError(f"Reading {path}: its pixels cannot be decoded ({_first_line(error)}).") from error
     if pixels.ndim != 2:
         raise VolumeError(f"Reading {path}: expected one grey slice, got pixels of shape {pixels.shape}.")
     return pixels
@@ -161,3 +172,7 @@ def _affine(slices: list[tuple[Path, Any]], normal: np.ndarray, distance_mm: flo
     affine[:3, 0], affine[:3, 1] = along[:3] * column_spacing, along[3:] * row_spacing
     affine[:3, 2], affine[:3, 3] = normal * distance_mm, np.asarray(head.ImagePositionPatient, float)
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS+ to RAS+
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

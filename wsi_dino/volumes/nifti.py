@@ -14,6 +14,7 @@ from wsi_dino.volumes.volume import StoredVolume
 ENDINGS = (".nii.gz", ".nii")
 _AT_ONCE_BYTES = 4 * 2**20
 _HEAD_BYTES = 348
+_BROKEN = (OSError, EOFError, OverflowError, ValueError, zlib.error)  # of streams, and of numbers that no file has
 
 
 def read_nifti(path: Path) -> StoredVolume:
@@ -89,7 +90,7 @@ def _shape(path: Path, image: Any) -> tuple[int, int, int]:
         shape = shape[:-1]
     if len(shape) == 2:
         shape = (*shape, 1)
-    if len(shape) != 3 or 0 in shape:
+    if len(shape) != 3 or min(shape) < 1:
         raise VolumeError(
             f"Reading {path}: expected one volume (x, y, z), got shape {image.shape}. Take the series apart first."
         )
@@ -102,13 +103,17 @@ def _stored_values(path: Path, image: Any, shape: tuple[int, int, int]) -> np.nd
     if stored.kind not in "iuf" or stored.itemsize > 8:
         raise VolumeError(f"Reading {path}: voxels are of type {stored}, expected one whole or real number a voxel.")
     stored = stored.newbyteorder(image.header.endianness)
-    values = np.empty(shape, _lean(stored), order="F")
+    try:
+        values = np.empty(shape, _lean(stored), order="F")
+    except (ValueError, MemoryError) as error:
+        sides = " x ".join(map(str, shape))
+        raise VolumeError(f"Reading {path}: its header promises {sides} voxels, more than memory holds.") from error
     plane = shape[0] * shape[1]
     at_once = max(1, _AT_ONCE_BYTES // (plane * stored.itemsize))
     from nibabel.openers import ImageOpener
 
     with ImageOpener(str(path)) as stream:
-        stream.seek(image.dataobj.offset)
+        _seek(path, stream, image.dataobj.offset)
         for start in range(0, shape[2], at_once):
             stop = min(start + at_once, shape[2])
             block = np.frombuffer(
@@ -125,11 +130,18 @@ def _lean(stored: np.dtype) -> np.dtype:
     return np.dtype(np.int32) if stored.itemsize > 2 else stored.newbyteorder("=")
 
 
+def _seek(path: Path, stream: Any, offset: int) -> None:
+    try:
+        stream.seek(offset)
+    except _BROKEN as error:
+        raise VolumeError(f"Reading {path}: no voxels at byte {offset}, where its header puts them.") from error
+
+
 def _read(path: Path, stream: Any, n_bytes: int, first_slice: int, n_slices: int) -> bytes:
     where = f"at slice {first_slice} of {n_slices}"
     try:
         content: bytes = stream.read(n_bytes)
-    except (OSError, EOFError, zlib.error) as error:
+    except _BROKEN as error:
         raise VolumeError(
             f"Reading {path}: truncated or damaged {where} ({_first_line(error)}). Copy it anew."
         ) from error
