@@ -14,11 +14,13 @@ from wsi_dino.segmentation.decoders import DECODERS, at_voxels, make_decoder
 from wsi_dino.segmentation.feature_maps import Layer, enlarged, pictures_of
 from wsi_dino.segmentation.feature_stack import Box, Crop, FeatureStack, window_boxes
 from wsi_dino.segmentation.losses import dice_cross_entropy
+from wsi_dino.segmentation.monai_learner import MonaiLearner
 from wsi_dino.segmentation.prepared import PreparedCase, write_prepared, write_tensors
+from wsi_dino.segmentation.request import SegmentRequest
 from wsi_dino.segmentation.slice_geometry import SliceGeometry, plan_slice
 from wsi_dino.segmentation.sliding_window import predict_volume
 from wsi_dino.segmentation.stack_samples import StackedCase, StackSamples, statistics_of
-from wsi_dino.segmentation.training import Sample, Trainer, TrainingSpec
+from wsi_dino.segmentation.training import Sample, Trainer, TrainingSpec, autocast, learning_precision
 from wsi_dino.segmentation.views import VIEWS, apply_view, undo_view
 
 
@@ -324,3 +326,45 @@ def test_a_checkpoint_cut_short_is_not_used(tmp_path: Path) -> None:
     _trainer(path, _network()).run()
     path.write_bytes(path.read_bytes()[:100])
     assert len(_trainer(path, _network()).run().rows) == 5
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 8])
+def test_gradients_are_right_in_the_format_that_is_learned_in(depth: int) -> None:
+    """Two slices in bf16 gave the weights' gradient of whatever memory held."""
+    torch.manual_seed(0)
+    layer, volume = nn.Conv3d(16, 16, 3, padding=1), torch.randn(1, 16, depth, 6, 6)
+
+    def gradient(precision: str) -> torch.Tensor:
+        layer.zero_grad()
+        with autocast("cpu", precision):
+            answer = layer(volume)
+        (answer.float() ** 2).sum().backward()
+        return layer.weight.grad.clone()
+
+    chosen = learning_precision("cpu", {depth, 64})
+    right = gradient("fp32")
+    for _ in range(5):
+        torch.full((300_000,), float("nan"))  # what memory may hold
+        found = gradient("bf16" if chosen == "auto" else chosen)
+        assert float((found - right).norm() / right.norm()) < 0.03
+    assert learning_precision("cuda", {2}) == "auto"
+
+
+@pytest.mark.parametrize("kind", ["monai-unet", "monai-vnet", "monai-swinunetr"])
+def test_the_depths_of_a_network_are_those_its_convolutions_see(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("monai", reason="MONAI is not installed")
+    labels = np.zeros((30, 40, 20), np.uint8)
+    row = write_prepared(tmp_path / "c.safetensors", "c", labels[None], labels, (1.0, 1.0, 1.0))
+    case = PreparedCase.of_row(tmp_path / "c.safetensors", {**row, "fingerprint": ""})
+    request = SegmentRequest(tmp_path, "d", tmp_path, kind)
+    base = {"dataset": "d", "classes": {1: "a"}, "channels": ({"name": "mri"},)}
+    learner = MonaiLearner(request, base, {"c": case})
+    network = learner.network(learner.facts(0), ["c"])
+    seen: set[int] = set()
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d) and module.kernel_size[0] > 1:
+            module.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape[2]))
+    with torch.inference_mode():
+        network(*learner.samples(["c"]).sample(0, np.random.default_rng(0)).inputs)
+    assert seen <= learner.depths()
+    assert 2 in learner.depths()

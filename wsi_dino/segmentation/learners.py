@@ -34,6 +34,9 @@ class Learner(Protocol):
     def identity(self) -> Any:
         """Return what decides a result beside `facts`, cases and training, for fingerprints."""
 
+    def depths(self) -> set[int]:
+        """Return the numbers of slices that 3D convolutions see while it learns."""
+
     def network(self, facts: SegmentationModel, train: Sequence[str]) -> nn.Module:
         """Return a network with fresh weights for these training cases."""
 
@@ -88,6 +91,11 @@ class DecoderLearner:
     def identity(self) -> Any:
         """As `Learner.identity`."""
         return self.plan.fingerprint
+
+    def depths(self) -> set[int]:
+        """As `Learner.depths`; decoders keep the slices as they are."""
+        most = self.request.decoder.crop_slices
+        return {min(most, case.prepared.shape[0]) for case in self.cases.values()}
 
     def network(self, facts: SegmentationModel, train: Sequence[str]) -> nn.Module:
         """As `Learner.network`; mean and deviation of features are taken from the training cases."""

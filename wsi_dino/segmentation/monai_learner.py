@@ -57,6 +57,12 @@ class MonaiLearner:
         """As `Learner.identity`."""
         return "voxels"
 
+    def depths(self) -> set[int]:
+        """As `Learner.depths`; at each level half as many as above it."""
+        multiple = MULTIPLES[self.request.encoder]
+        seen = {min(self.window[0], -(-case.shape[0] // multiple) * multiple) for case in self.cases.values()}
+        return {slices >> level for slices in seen for level in range(multiple.bit_length())}
+
     def network(self, facts: SegmentationModel, train: Sequence[str]) -> nn.Module:
         """As `Learner.network`."""
         return build_network(facts)

@@ -30,7 +30,7 @@ from wsi_dino.segmentation.learners import DecoderLearner, Learner
 from wsi_dino.segmentation.preparing import PreparedCases, prepare_cases
 from wsi_dino.segmentation.request import FeatureSpec, SegmentRequest
 from wsi_dino.segmentation.results import Outcome, write_outcome
-from wsi_dino.segmentation.training import TrainingSpec
+from wsi_dino.segmentation.training import TrainingSpec, learning_precision
 from wsi_dino.segmentation.views import VIEWS
 from wsi_dino.share import end_part
 
@@ -217,6 +217,8 @@ def _context(experiment: _Experiment, prepared: PreparedCases, learner: Learner,
         given.setdefault("learning_rate", _DECODER_RATE)
     if any(channel.modality == "pet" for channel in experiment.dataset.channels):
         given.setdefault("warmup_epochs", _PET_WARMUP_EPOCHS)
+    device = resolve_device(request.device)
+    given.setdefault("precision", learning_precision(device, learner.depths()))
     return FoldContext(
         layout=experiment.layout,
         dataset=experiment.dataset,
@@ -224,7 +226,7 @@ def _context(experiment: _Experiment, prepared: PreparedCases, learner: Learner,
         prepared=prepared.by_id,
         training=TrainingSpec(**given),
         scoring=request.scoring,
-        device=resolve_device(request.device),
+        device=device,
         is_partition=experiment.scheme != "repeated-holdout",
         keep_predictions=request.keep_predictions,
         n_test_views=1 if request.is_network else request.features.n_test_views,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -195,6 +195,19 @@ class Trainer:
                 f"Training, epoch {epoch + 1}: no step had a finite gradient. Expected a rate at which it learns, got "
                 f"{self.spec.learning_rate:g} in {self.precision}. Lower --lr."
             )
+
+
+def learning_precision(device: str, depths: Collection[int]) -> Literal["auto", "fp32"]:
+    """Return the format to learn in: fp32 where convolutions see exactly two slices on a CPU.
+
+    There the gradient of the weights of a 3 x 3 x 3 convolution in bf16 is what memory happens to hold, NaN or not
+    (torch 2.13 with oneDNN on AVX-512; of 1, 3, 4 ... slices it is right).
+
+    Args:
+        device: torch's.
+        depths: numbers of slices that 3D convolutions see.
+    """
+    return "fp32" if device == "cpu" and 2 in depths else "auto"
 
 
 def autocast(device: str, precision: str) -> Any:

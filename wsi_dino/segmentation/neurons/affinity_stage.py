@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from wsi_dino.segmentation.neurons.em_volume import EmSource, RawVolume
 from wsi_dino.segmentation.neurons.residual_unet import weighted_mse
 from wsi_dino.segmentation.neurons.stages import AFFINITIES, Experiment, attributes_of, outputs_of
 from wsi_dino.segmentation.neurons.volume_files import writing_volume
-from wsi_dino.segmentation.training import Trainer, TrainingHistory, TrainingSpec
+from wsi_dino.segmentation.training import Trainer, TrainingHistory, TrainingSpec, learning_precision
 
 
 def make_affinities(experiment: Experiment, learner: AffinityLearner, key: str) -> dict[str, Any]:
@@ -82,21 +82,12 @@ def _train(
         TrainingSpec(
             epochs=n_epochs, learning_rate=spec.learning_rate, seed=spec.seed,
             weight_decay=0,  # AdamW without decay is Adam
-            precision=_precision(min(spec.window_sections, len(ids)), device),
+            precision=learning_precision(device, {min(spec.window_sections, len(ids))}),
         ),
         device=device, checkpoint=experiment.layout.checkpoint, fingerprint=key,
         on_epoch=lambda epoch, network: _told(experiment),
     )  # fmt: skip
     return trainer, trainer.run()
-
-
-def _precision(n_sections: int, device: str) -> Literal["auto", "fp32"]:
-    """Return the format to learn in: fp32 for windows of two sections on a CPU.
-
-    There the gradient of the weights of a 3 x 3 x 3 convolution in bf16 is what memory happens to hold, NaN or not
-    (torch 2.13 with oneDNN on AVX-512; of 1, 3, 4 ... sections it is right).
-    """
-    return "fp32" if n_sections == 2 and device == "cpu" else "auto"
 
 
 def _told(experiment: Experiment) -> dict[str, float]:
