@@ -66,8 +66,9 @@ def compute_floors(
     """Return the figures of what learns nothing, on the test sections.
 
     ``raw-intensity``: grey values as affinities, threshold chosen on validation. ``one-segment``: all in one.
-    ``truth-affinities``: the truth's own affinities through waterz's watershed, which must give a VOI of about 0 (of a
-    large volume, its first sections, as many as fit);
+    ``truth-affinities``: the truth's own affinities through waterz's watershed, which gives a VOI of 0 where each
+    neuron hangs together; voxels without a neighbour in their neuron, of which affinities tell nothing, are left out
+    (of a large volume, its first sections, as many as fit);
     ``truth-through-fragments``: through the same fragments and scoring as everything else, the best threshold: what
     these fragments cost whatever the affinities are.
     """
@@ -87,7 +88,24 @@ def compute_floors(
 def _exact(truth: npt.NDArray[np.uint32]) -> dict[str, float]:
     affinities = _stacked(true_affinities(truth), len(truth))
     basins = edge_fragments(affinities)
-    return compare(truth, agglomerate(affinities, basins, (0.5,), "mean").segmentation(basins, 0))
+    found = agglomerate(affinities, basins, (0.5,), "mean").segmentation(basins, 0)
+    return compare(np.where(has_neighbour(truth), truth, 0), found)
+
+
+def has_neighbour(truth: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+    """Return which voxels share their neuron with one of their six neighbours: what affinities can tell of.
+
+    Examples:
+        >>> has_neighbour(np.array([[[1, 1, 2, 0, 0]]], np.uint32)).tolist()
+        [[[True, True, False, False, False]]]
+    """
+    found = np.zeros(truth.shape, bool)
+    for axis in range(3):
+        ids, places = np.moveaxis(truth, axis, 0), np.moveaxis(found, axis, 0)
+        same = (ids[1:] == ids[:-1]) & (ids[1:] > 0)
+        places[1:] |= same
+        places[:-1] |= same
+    return found
 
 
 def _stacked(affinities: Affinities, n_sections: int) -> npt.NDArray[np.uint8]:
