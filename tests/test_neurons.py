@@ -6,11 +6,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, label
-from toy_neurons import drawn_neurons
+from toy_neurons import drawn_neurons, write_pair
 
 from wsi_dino.errors import ConfigError, ResultError
 from wsi_dino.segmentation.neurons import agglomeration
@@ -25,9 +27,13 @@ from wsi_dino.segmentation.neurons.affinities import (
 from wsi_dino.segmentation.neurons.agglomeration import Merges, agglomerate, agglomerate_sections
 from wsi_dino.segmentation.neurons.blending import Window, blend, voxel_boxes
 from wsi_dino.segmentation.neurons.curve import compare, count_fragments, curve_of
+from wsi_dino.segmentation.neurons.datasets import open_files
+from wsi_dino.segmentation.neurons.floors import has_neighbour, true_affinities
 from wsi_dino.segmentation.neurons.fragments import edge_fragments, section_fragments, volume_fragments
 from wsi_dino.segmentation.neurons.pictures import colours_of, matched_ids
 from wsi_dino.segmentation.neurons.region_graph import build_region_graph
+from wsi_dino.segmentation.neurons.request import EmRequest, FragmentSpec
+from wsi_dino.segmentation.neurons.run import tell_of_memory
 from wsi_dino.segmentation.sliding_window import gaussian
 
 _THRESHOLDS = (0.2, 0.5, 0.8)
@@ -233,6 +239,37 @@ def test_the_curve_from_counts_equals_scikit_image_on_voxels() -> None:
     split, merge = variation_of_information(ids, found, ignore_labels=(0,))
     arand = adapted_rand_error(ids, found, ignore_labels=(0,))[0]
     assert (row["voi_split"], row["voi_merge"], row["arand"]) == pytest.approx((split, merge, arand))
+
+
+def test_edges_of_a_large_volume_are_told_of_before_the_start(tmp_path: Path) -> None:
+    dataset = open_files(
+        write_pair(tmp_path, "a", *drawn_neurons()), write_pair(tmp_path, "b", *drawn_neurons(seed=1)), name="x"
+    )
+    large = replace(dataset, test=replace(dataset.test, labels=replace(dataset.test.labels, shape=(8, 2500, 2500))))
+    for method, of, n_told in (("edges", dataset, 0), ("edges", large, 1), ("sections", large, 0)):
+        told: list[str] = []
+        tell_of_memory(EmRequest(tmp_path, "unet3d", fragments=FragmentSpec(method=method)), of, told.append)
+        assert len(told) == n_told
+        assert not told or "50 million voxels" in told[0]
+
+
+def test_the_truths_own_affinities_are_exact_but_for_voxels_alone() -> None:
+    _, ids = drawn_neurons((6, 40, 50))
+    truth = _connected(ids)
+    rng = np.random.default_rng(0)
+    for number, place in enumerate(rng.integers(0, truth.shape, (30, 3))):
+        truth[tuple(place)] = 1000 + number
+    is_kept = has_neighbour(truth)
+    around = np.pad(truth, 1)
+    for z, y, x in np.ndindex(truth.shape):
+        near = [(0, 1, 1), (2, 1, 1), (1, 0, 1), (1, 2, 1), (1, 1, 0), (1, 1, 2)]
+        same = any(around[z + a, y + b, x + c] == truth[z, y, x] for a, b, c in near)
+        assert is_kept[z, y, x] == (truth[z, y, x] > 0 and same)
+    assert not is_kept[truth >= 1000].any()
+    affinities = np.stack([true_affinities(truth)(z) for z in range(len(truth))], 1)
+    fragments = edge_fragments(affinities)
+    found = agglomerate(affinities, fragments, (0.5,), "mean").segmentation(fragments, 0)
+    assert compare(np.where(is_kept, truth, 0), found)["voi_merge"] == 0
 
 
 def test_voxels_of_fragments_are_counted_one_by_one() -> None:

@@ -1,7 +1,7 @@
 """Agglomeration: fragments joined in the order of their affinities, at many thresholds in one go.
 
 Volumes that fit go to waterz whole. Larger ones are counted a section at a time into a region graph, which is joined
-by the same rules: the segments are the same.
+by the same rules: the segments are the same (with ``mean`` but for what waterz rounds in float32).
 """
 
 from __future__ import annotations

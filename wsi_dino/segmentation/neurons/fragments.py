@@ -10,6 +10,7 @@ import numpy.typing as npt
 from wsi_dino.segmentation.neurons.optional_libraries import require
 
 _INSIDE = 0.5
+EDGE_BYTES = (80, 150)  # of memory a voxel that `edge_fragments` was measured to take: the more fragments, the more
 
 
 def section_fragments(affinities: np.ndarray, first_id: int = 1) -> npt.NDArray[np.uint64]:

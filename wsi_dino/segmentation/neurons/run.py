@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from wsi_dino import share
@@ -9,8 +11,9 @@ from wsi_dino.claims import try_claim
 from wsi_dino.errors import ConfigError
 from wsi_dino.provenance import fingerprint
 from wsi_dino.run_folder import RunFolder
-from wsi_dino.segmentation.neurons.agglomeration import check_scoring, check_thresholds
+from wsi_dino.segmentation.neurons.agglomeration import MOST_VOXELS_AT_ONCE, check_scoring, check_thresholds
 from wsi_dino.segmentation.neurons.datasets import EmDataset
+from wsi_dino.segmentation.neurons.fragments import EDGE_BYTES
 from wsi_dino.segmentation.neurons.layout import EmLayout, StageRows
 from wsi_dino.segmentation.neurons.optional_libraries import require
 from wsi_dino.segmentation.neurons.request import STAGES, EmRequest
@@ -46,6 +49,7 @@ def segment_neurons(request: EmRequest, dataset: EmDataset, told: Told) -> dict[
             f"Segmenting into {layout.results}: another process is at work there. Wait, or give --as NAME."
         )
     try:
+        tell_of_memory(request, dataset, told.say)
         return _stages(Experiment(request, dataset, layout, StageRows(layout), told))
     finally:
         claim.release()
@@ -68,6 +72,15 @@ def _check(request: EmRequest, layout: EmLayout) -> None:
     require("waterz", "waterz")
     if request.with_zarr or layout.zarr.exists():
         require("zarr", "zarr")
+
+
+def tell_of_memory(request: EmRequest, dataset: EmDataset, say: Callable[[str], None]) -> None:
+    """Say before anything is done what `--fragments edges`, which takes a volume whole, needs for a large one."""
+    largest = max(math.prod(source.shape) for source in (dataset.val, dataset.test))
+    if request.fragments.method == "edges" and largest > MOST_VOXELS_AT_ONCE:
+        gib = [round(largest * of_voxel / 2**30) for of_voxel in EDGE_BYTES]
+        size = f"{largest / 1e6:.0f} million voxels"
+        say(f"--fragments edges takes a volume whole: {size} need about {gib[0]} to {gib[1]} GiB of memory")
 
 
 def _stages(experiment: Experiment) -> dict[str, Any]:
