@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +127,49 @@ def test_the_page_marks_differences_of_unknown_convention_and_escapes_what_it_sh
     assert "+0.033</td>" in page, "the AUC of one label is known"
     assert "<b></h3>" not in page
     assert "&lt;b&gt;" in page
+
+
+_ODD = r"""50 % & more_of {`a --fold 0`} "x" <y> \z ~ ^ # $ --- → µ ≥ é Ś 日 [1]""" + "\x1b[0m"
+
+
+def _write_odd_report(run: Path) -> None:
+    _write_run(run, [("rsna", "chest-xray", "", _chest(0.9))])
+    state = json.loads((run / "paper.json").read_text())
+    (run / "paper.json").write_text(json.dumps(state | {"missing_encoders": {"dinov3-b": _ODD}}))
+    write_report(run, [], lambda text: None)
+
+
+def test_latex_has_whole_tables_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    _write_odd_report(tmp_path)
+    text = (tmp_path / "report.tex").read_text(encoding="utf-8")
+    shown = (
+        r"50 \% \& more\_of \{\texttt{a -{}-fold 0}\} ''x'' \textless{}y\textgreater{} \textbackslash{}z "
+        r"\textasciitilde{} \textasciicircum{} \# \$ -{}-{}- $\rightarrow$ $\mu$ $\geq$ é S ? [1]?[0m"
+    )
+    assert shown in text
+    tables = re.findall(r"\\begin\{tabular\}\{(l+)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert len(tables) == text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count("tabular}") / 2
+    for columns, body in tables:
+        rows = [line for line in body.splitlines() if line not in (r"\toprule", r"\midrule", r"\bottomrule")]
+        assert all(row.endswith(r" \\") for row in rows)
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}
+    plain = re.sub(r"\\[&%#_${}]", "", text)
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+
+
+@pytest.mark.slow
+def test_latex_goes_through_pdflatex(tmp_path: Path) -> None:
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("no pdflatex here")
+    _write_odd_report(tmp_path)
+    lines = r"\newcommand\toprule{\hline}\newcommand\midrule{\hline}\newcommand\bottomrule{\hline}"  # booktabs' own
+    (tmp_path / "doc.tex").write_text(
+        rf"\documentclass{{article}}{lines}\begin{{document}}\input{{report.tex}}\end{{document}}"
+    )
+    ran = subprocess.run(
+        [program, "-interaction=nonstopmode", "-halt-on-error", "-draftmode", "doc.tex"],
+        cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout[-2000:]

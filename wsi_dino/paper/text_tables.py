@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+import unicodedata
 from collections.abc import Sequence
 
 from wsi_dino.evaluation.published.printed_table import SOURCE, Column
@@ -26,8 +28,15 @@ CSV_COLUMNS = (
     "value", "low", "high", "unit", "difference", "is_convention_known", "convention", "metrics_json",
     "fingerprint", "inconsistencies",
 )  # fmt: skip
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "→": r"$\rightarrow$"}  # fmt: skip
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "−": "$-$", "–": "--", "→": r"$\rightarrow$", "×": r"$\times$", "±": r"$\pm$",
+    "≤": r"$\leq$", "≥": r"$\geq$", "·": r"$\cdot$", "µ": r"$\mu$", "…": r"\ldots{}", "\0": "{}",
+}  # fmt: skip
+# what else LaTeX has without a package; it stops at any other letter, which then loses its marks
+_LATIN = frozenset("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿ§©")
+_CODE, _DASHES = re.compile(r"`([^`]*)`"), re.compile("-(?=-)")  # two would become a longer one
 
 
 def csv_text(tables: Sequence[Numbered], beyond: Sequence[Beyond]) -> str:
@@ -151,9 +160,11 @@ def latex_text(tables: Sequence[Numbered]) -> str:
                 " & ".join(["", *(_tex(group.heading(column)) for column in group.columns)]) + r" \\", r"\midrule",
             ]  # fmt: skip
             for row in numbered.table.rows:
-                texts = [_tex(cell_text(row.cells[c.name], numbered.reasons.get(row.cells[c.name].reason, "")))
-                         for c in group.columns]  # fmt: skip
-                parts.append(" & ".join([_tex(row_name(row)), *texts]).replace(" | ", " / ") + r" \\")
+                cells = [row.cells[column.name] for column in group.columns]
+                shown = [cell_text(cell, numbered.reasons.get(cell.reason, "")) for cell in cells]
+                texts = [_tex(text.replace(" | ", " / ")) for text in shown]
+                # the braces: LaTeX takes [ and * after the end of a row for its own
+                parts.append(" & ".join([f"{{}}{_tex(row_name(row))}", *texts]) + r" \\")
             notes = "; ".join(f"({letter}) {reason}" for reason, letter in numbered.reasons.items())
             parts += [r"\bottomrule", r"\end{tabular}"]
             parts += [rf"\par\footnotesize {_tex(notes)}"] if notes else []
@@ -162,4 +173,23 @@ def latex_text(tables: Sequence[Numbered]) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in text)
+    """Return plain text as LaTeX: as it reads, what stands between backticks as code.
+
+    Examples:
+        >>> print(_tex("50 % of `a_b --fold 0`"))
+        50 \\% of \\texttt{a\\_b -{}-fold 0}
+    """
+    parts = _CODE.split(text)
+    plain, code = [_letters(part) for part in parts[::2]], [rf"\texttt{{{_letters(part)}}}" for part in parts[1::2]]
+    return "".join(both for pair in zip(plain, [*code, ""], strict=True) for both in pair)
+
+
+def _letters(text: str) -> str:
+    return "".join(_TEX.get(letter) or _letter(letter) for letter in _DASHES.sub("-\0", re.sub(r"\s|\0", " ", text)))
+
+
+def _letter(letter: str) -> str:
+    if letter in _LATIN or (letter.isascii() and letter.isprintable()):
+        return letter
+    bare = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+    return bare if bare.isalnum() else "?"
