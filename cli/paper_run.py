@@ -86,10 +86,9 @@ def run(
     """
     from wsi_dino.paper.estimate import estimate_plan, totals
     from wsi_dino.paper.plan import make_plan
-    from wsi_dino.paper.state import read_state
 
     refuse_address("paper run", run)
-    before = read_state(run, must_exist=False)
+    before = _before(run, encoder)
     context = _context(data, run, _weights(weights), weights_dir, str(device), workers)
     made = make_plan(_encoders(encoder, add_encoder, before), context, _tables(table))
     run_command = in_this_process if in_process else in_its_own_process
@@ -105,6 +104,20 @@ def run(
         return
     outcomes = _run(made, context, before, run_command)
     _finish(made, context, outcomes, found, as_json=as_json)
+
+
+def _before(run: Path, encoders: Sequence[str] | None) -> PaperState:
+    """Return what earlier commands left; a broken file is written anew by a command that names encoders."""
+    from wsi_dino.errors import ResultError
+    from wsi_dino.paper.state import PaperState, read_state
+
+    try:
+        return read_state(run, must_exist=False)
+    except ResultError as error:
+        if not encoders:
+            raise
+        console.say(f"note: {error} Encoders and datasets of earlier commands are in it again when they are named.")
+        return PaperState()
 
 
 def _encoders(asked: Sequence[str] | None, added: Sequence[str] | None, before: PaperState) -> list[str]:
@@ -219,12 +232,15 @@ def _print_plan(made: Plan, context: Context, found: Sequence[Estimate]) -> None
     for step in made.steps:
         print(f"  {step.shown(context.run, roots)}")
     if found:
-        print("\nWhat encoding takes, measured now on this machine:")
+        print("\nWhat encoding alone takes, measured now on this machine:")
         console.print_table([_shown(estimate) for estimate in found], _ESTIMATE_COLUMNS)
         for estimate in found:
             notes = [estimate.measured_on, f"not in it: {estimate.left_out}" if estimate.left_out else ""]
             print(f"  {estimate.dataset}, {estimate.encoder}: {'; '.join(filter(None, notes))}")
-        print(f"in all: {', '.join(f'{_number(value)} {name}' for name, value in totals(found).items() if value)}")
+        sums = totals(found)
+        left_out = sums.pop("not_counted")
+        print(f"in all: {', '.join(f'{_number(value)} {name}' for name, value in sums.items() if value)}")
+        print(f"hours are of encoding alone; not in them: {'; '.join(left_out) or 'reading, probes and reports'}")
     for what, missing in (("dataset", made.missing_datasets), ("encoder", made.missing_encoders)):
         for name, why in missing.items():
             print(f"not run: {what} {name}: {why}")

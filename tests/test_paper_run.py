@@ -250,9 +250,18 @@ def test_a_plan_computes_nothing_and_says_what_it_was_measured_on(planned: Path)
     assert "images/s" in chest["measured_on"]
     assert "cores" in chest["measured_on"]
     assert chest["disk_gb"] == pytest.approx(38 * 1280 * 4 / 1e9)
+    assert ran.json["totals"]["hours"] == pytest.approx(sum(one["hours"] for one in ran.json["estimates"]))
+    assert ran.json["totals"]["not_counted"] == ["training of decoders"]
     assert set(ran.json["missing_datasets"]) == {"nih14", *(f"msd-task0{n}" for n in (1, 2, 3, 5))}
     assert not (planned / "RUN/paper.json").exists()
     assert not (planned / "RUN/runs").exists()
+
+
+def test_a_plan_says_beside_the_hours_what_is_not_in_them(planned: Path) -> None:
+    ran = _run(planned, planned / "ROOTS.yaml", "--plan", "--table", "6", "--encoder", "monai-unet")
+    assert "What encoding alone takes" in ran.stdout
+    assert "hours are of encoding alone; not in them: training of decoders" in ran.stdout
+    assert "1 not_estimated" in ran.stdout, "a network that learns from voxels encodes nothing: no hours, not 0"
 
 
 def test_a_plan_for_the_eye_shows_each_command_as_it_would_be_typed(planned: Path) -> None:
@@ -312,6 +321,21 @@ def test_masks_in_a_download_are_neither_planned_nor_tiled(tmp_path: Path) -> No
             path.unlink()
     ran = run_command(tmp_path, "tile", "camelyon16", "--run", "RUN", "--mpp", "native", "--a-t", "0.1", "--json")
     assert (ran.code, ran.json["done"], ran.json["failed"]) == (0, 9, 0), ran.stderr
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": "wsi_dino.paper/1", "steps": [], "encoders": null}'])
+def test_a_broken_file_of_a_run_is_told_and_written_anew(planned: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN/paper.json").write_text(content)
+    words = ("--data", planned / "ROOTS.yaml", "--run", "RUN", "--no-estimate", "--plan")
+    for command in (("paper", "report", "--run", "RUN"), ("paper", "run", *words)):
+        ran = run_command(tmp_path, *command)
+        assert ran.code == 2
+        assert "paper.json: broken" in ran.stderr
+        assert "with --encoder writes it anew" in ran.stderr
+    ran = run_command(tmp_path, "paper", "run", *words, "--encoder", "efficientnet-lite0")
+    assert ran.code == 0, ran.stderr
+    assert "note: Reading RUN/paper.json: broken" in ran.stderr
 
 
 def test_each_printed_row_has_an_encoder_or_a_reason() -> None:

@@ -37,7 +37,7 @@ class Estimate:
         dataset, encoder: of which.
         items, unit: how many slides, volumes, images or sections.
         forwards: images through the encoder; None where it could not be told.
-        hours: by the clock on this machine; None likewise.
+        hours: of encoding, by the clock on this machine; None likewise, and of networks that encode nothing.
         disk_gb: of features, 10^9 bytes; None likewise.
         measured_on: the rate, and what was counted.
         left_out: what is not in it.
@@ -92,7 +92,7 @@ def _estimate(
     if isinstance(work, str):
         return Estimate(*pair, 0, "items", None, None, None, "", f"could not be counted: {work}")
     if not work.images or is_network(pair[1]):
-        return Estimate(*pair, work.items, work.unit, 0, 0.0, 0.0, work.counted, work.left_out)
+        return Estimate(*pair, work.items, work.unit, 0, None, 0.0, work.counted, work.left_out)
     try:
         rate = _rate(pair[1], work, context, say)
     except WsiDinoError as error:
@@ -170,7 +170,7 @@ def _tiles_of(path: Path) -> list[int]:
 
 
 def totals(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Return sums, and how many estimates are not in them.
+    """Return sums, how many estimates are not in them, and what no estimate holds: hours are of encoding alone.
 
     Examples:
         >>> totals([])["hours"]
@@ -183,4 +183,5 @@ def totals(estimates: Sequence[Estimate]) -> dict[str, Any]:
     return {
         **items, "forwards": sum(e.forwards or 0 for e in known), "hours": sum(e.hours or 0 for e in known),
         "disk_gb": sum(e.disk_gb or 0 for e in known), "not_estimated": len(estimates) - len(known),
+        "not_counted": list(dict.fromkeys(e.left_out for e in estimates if e.left_out)),
     }  # fmt: skip

@@ -142,7 +142,9 @@ def read_state(run: Path, *, must_exist: bool = True) -> PaperState:
             f"Reading {path}: there is no such file. Run `wsi-dino paper run --data ROOTS.yaml --run {run}` first."
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ResultError(f"Reading {path}: broken ({error!r}). `wsi-dino paper run` writes it anew.") from error
+        raise ResultError(
+            f"Reading {path}: broken ({error!r}). `wsi-dino paper run` with --encoder writes it anew."
+        ) from error
 
 
 def _parsed(content: Mapping[str, Any]) -> PaperState:
@@ -153,6 +155,6 @@ def _parsed(content: Mapping[str, Any]) -> PaperState:
             results[key] = StoredResult(key, row["kind"], result["path"], result["fingerprint"], row["status"],
                                         row["reason"], row["key"], row["command"])  # fmt: skip
     return PaperState(
-        tuple(content["encoders"]), content["datasets"], content["missing_encoders"], content["missing_datasets"],
-        results, content["steps"],
+        tuple(content["encoders"]), dict(content["datasets"]), dict(content["missing_encoders"]),
+        dict(content["missing_datasets"]), results, content["steps"],
     )  # fmt: skip
