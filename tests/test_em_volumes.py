@@ -195,6 +195,19 @@ def test_nan_deep_and_blank_grey_values_are_refused(tmp_path: Path) -> None:
             pair("train", *write_pair(tmp_path, name, voxels, ids)).read_raw()
 
 
+def test_only_content_identifies_a_volume_not_a_run_of_its_name_beside_it(tmp_path: Path) -> None:
+    grey, ids = drawn_neurons((5, 20, 24))
+    files = write_pair(tmp_path, "x", grey, ids)
+    before = pair("train", *files).fingerprint()
+    run = Path(files[0]).with_suffix("")
+    run.mkdir()
+    (run / "metrics.json").write_text("{}")
+    assert pair("train", *files).fingerprint() == before
+    with h5py.File(files[0], "a") as file:
+        file["main"][2, 3, 4] += 1
+    assert pair("train", *files).fingerprint() != before
+
+
 def test_blank_sections_are_told_and_repaired_when_asked(tmp_path: Path) -> None:
     grey, ids = drawn_neurons((5, 20, 24))
     damaged = grey.copy()

@@ -73,15 +73,19 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def slide_fingerprint(path: Path) -> str:
+def slide_fingerprint(path: Path, *, with_companion: bool = True) -> str:
     """Return 32 hex digits that identify the content of a slide, whatever its name, folder or date.
 
     Files up to 64 MiB are hashed whole; of larger ones the size and 64 evenly spaced blocks of
     64 KiB, first and last included, so that a slide of 4 GB costs milliseconds. A slide that is a
     folder or has a companion folder (MRXS, DICOM) is identified by all of its files.
+
+    Args:
+        path: of the slide, or of another large file or folder.
+        with_companion: whether a folder that has the file's name without its suffix belongs to it.
     """
     companion = path.with_suffix("")
-    folder = path if path.is_dir() else companion if companion.is_dir() else None
+    folder = path if path.is_dir() else companion if with_companion and companion.is_dir() else None
     files = [path] if path.is_file() else []
     if folder is not None:
         files += sorted(item for item in folder.rglob("*") if item.is_file())

@@ -51,7 +51,8 @@ class EmSource:
 
     def fingerprint(self) -> str:
         """Return what changes with the files' content or the sections taken."""
-        files = [(slide_fingerprint(file.path), file.key) for file in (self.raw, self.labels)]
+        # a folder of the same name beside a volume is no part of it; it may be the run
+        files = [(slide_fingerprint(file.path, with_companion=False), file.key) for file in (self.raw, self.labels)]
         return fingerprint(files, self.sections, self.origin, self.repair, *(["clips"] if self.clips else []))
 
     def read_raw(self) -> RawVolume:
