@@ -212,7 +212,8 @@ def _spec(probe: dict[str, Any], judging: dict[str, Any], folds: int, seed: int)
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
+        option = str(first["loc"][-1]).replace("_", "-")
+        raise ConfigError(f"--{option}: {first['msg']}, got {first['input']}.") from error
 
 
 def _images(
@@ -228,8 +229,8 @@ def _say_images(images: ImageSet) -> None:
     patients = len(set(images.patient_ids))
     console.say(f"{images.name}: {len(images)} images, {patients} patients, {len(images.label_names)} labels")
     if images.unlisted:
-        shown = ", ".join(images.unlisted[:3])
-        console.say(f"note: {len(images.unlisted)} image files are not in the table and take no part: {shown} ...")
+        shown = ", ".join(images.unlisted[:3]) + (" ..." if len(images.unlisted) > 3 else "")
+        console.say(f"note: {len(images.unlisted)} image files are not in the table and take no part: {shown}")
     for remark in images.remarks:
         console.say(f"note: {remark}")
 

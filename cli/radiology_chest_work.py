@@ -94,7 +94,8 @@ def _views(asked: Asked, encoder: ProbedEncoder) -> list[ChestView]:
         return [ChestView(size_px=side, interpolation=record.interpolation, **fields) for side in encoder.sides]
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']}.") from error
+        option = str(first["loc"][-1]).replace("_", "-")
+        raise ConfigError(f"--{option}: {first['msg']}, got {first['input']}.") from error
 
 
 def _crop_fraction(text: str, record: EncoderSpec) -> float:

@@ -139,6 +139,7 @@ _HEAD = "volume,patient_id,Mass"
         ("volume,patient,Mass", ["a.nii,p,1"], "no column 'patient_id'.*Did you mean"),
         ("volume,patient_id", ["a.nii,p"], "no column of 0 and 1"),
         (_HEAD, ["a.nii,p,1", "a.nii,p,0"], "stands in rows 2 and 3"),
+        (_HEAD, ["a/b.nii,p,1", "a__b.nii,q,0"], r"'a/b' \(row 2\) and 'a__b' \(row 3\) would be one file"),
         (_HEAD, ["../a.nii,p,1"], "no path inside"),
         (_HEAD, ["/etc/passwd,p,1"], "no path inside"),
         (_HEAD, ["a/../../b.nii,p,1"], "no path inside"),

@@ -18,6 +18,7 @@ from wsi_dino.radiology.datasets.volume_row import (
     volume_name,
     without_unlabelled_rows,
 )
+from wsi_dino.run_folder import safe_name
 from wsi_dino.volumes.volume import Rescale
 
 PATH_COLUMNS = ("volume", "image", "path")
@@ -141,13 +142,16 @@ def _number(text: str, where: str) -> float:
 
 
 def _require_unique(csv_path: Path, rows: Sequence[VolumeRow]) -> None:
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[int, str]] = {}
     for number, row in enumerate(rows, 2):
-        if row.volume_id in seen:
+        before, name = seen.setdefault(safe_name(row.volume_id), (number, row.volume_id))
+        if before != number and name == row.volume_id:
+            raise CohortError(f"Reading {csv_path}: {name!r} stands in rows {before} and {number}.")
+        if before != number:
             raise CohortError(
-                f"Reading {csv_path}: {row.volume_id!r} stands in rows {seen[row.volume_id]} and {number}."
+                f"Reading {csv_path}: features of {name!r} (row {before}) and {row.volume_id!r} (row {number}) would "
+                "be one file. Tell them apart in a column volume_id."
             )
-        seen[row.volume_id] = number
 
 
 def require_one_subset(csv_path: Path, rows: Sequence[VolumeRow]) -> None:
