@@ -24,6 +24,7 @@ from wsi_dino.segmentation.grey import as_grey
 from wsi_dino.segmentation.learners import mean_of_views
 from wsi_dino.segmentation.model_file import SegmentationModel, read_facts, read_network
 from wsi_dino.segmentation.prepared import PreparedCase, write_prepared
+from wsi_dino.segmentation.request import require_learned_views
 from wsi_dino.segmentation.sliding_window import added, most_likely
 from wsi_dino.segmentation.stack_samples import StackedCase
 from wsi_dino.segmentation.views import VIEWS
@@ -147,7 +148,9 @@ def open_predictor(
     facts = all_facts[0]
     if any(_shared(other) != _shared(facts) for other in all_facts[1:]):
         raise WeightsError(f"Opening models in {path}: they are of several experiments. Name one folder or file.")
-    _require_learned(facts, n_test_views)
+    learned = facts.n_views if facts.kind == "decoder" else 1
+    if learned:
+        require_learned_views(n_test_views, learned, f"{learned}, as this one was trained with")
     running = resolve_device(device)
     networks = tuple(read_network(item, own).to(running) for item, own in zip(paths, all_facts, strict=True))
     slice_encoder = None
@@ -156,15 +159,6 @@ def open_predictor(
     asked = facts.training.get("precision", "auto")
     precision = resolve_precision("auto" if asked == "bf16" else asked, running, ("fp32", "bf16"))
     return Predictor(facts, networks, slice_encoder, running, precision, n_test_views)
-
-
-def _require_learned(facts: SegmentationModel, n_test_views: int) -> None:
-    learned = facts.n_views if facts.kind == "decoder" else 1
-    if learned and n_test_views > learned:
-        raise ConfigError(
-            f"--test-views {n_test_views}: a decoder is worse in views that it has not learned from. Expected at most "
-            f"{learned}, as this one was trained with."
-        )
 
 
 def _shared(facts: SegmentationModel) -> dict[str, Any]:

@@ -41,12 +41,17 @@ class FeatureSpec(BaseModel):
 
     @model_validator(mode="after")
     def _tested_in_what_was_learned(self) -> FeatureSpec:
-        if self.n_test_views > self.n_views:
-            raise ConfigError(
-                f"--test-views {self.n_test_views}: a decoder is worse in views that it has not learned from. Expected "
-                f"at most --views {self.n_views}."
-            )
+        require_learned_views(self.n_test_views, self.n_views, f"--views {self.n_views}")
         return self
+
+
+def require_learned_views(n_test_views: int, n_learned: int, most: str) -> None:
+    """Raise ConfigError when a decoder would be tested in more views than it has learned from; `most` in words."""
+    if n_test_views > n_learned:
+        raise ConfigError(
+            f"--test-views {n_test_views}: a decoder is worse in views that it has not learned from. Expected at most "
+            f"{most}."
+        )
 
 
 class DecoderSpec(BaseModel):
