@@ -11,6 +11,7 @@ import typer
 from wsi_dino import __version__
 from wsi_dino.cli import console, launching, project_file
 from wsi_dino.cli.grouped_help import GroupedCommand
+from wsi_dino.cli.interrupts import INTERRUPTED
 from wsi_dino.cli.launchers.task import end_with_parent
 from wsi_dino.errors import StorageError, WsiDinoError
 from wsi_dino.provenance import as_storage_error
@@ -19,7 +20,6 @@ from wsi_dino.worker_record import end_all
 # typer carries a click of its own in some releases: this names the base of its usage errors in all of them
 _CLICK_EXCEPTION: Any = typer.BadParameter.__mro__[2]
 
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="wsi-dino",
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         defaults: dict[str, Any] = {} if needs_none else project_file.defaults(command)
         code = command.main(arguments, prog_name="wsi-dino", default_map=defaults, standalone_mode=False)
-        if code == _INTERRUPTED:  # Typer turns Ctrl-C into this before we see it
+        if code == INTERRUPTED:  # Typer turns Ctrl-C into this before we see it
             console.interrupted(as_json=as_json)
         sys.exit(code if isinstance(code, int) else 0)
     except WsiDinoError as error:

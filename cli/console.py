@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, Protocol
 
+from wsi_dino.cli.interrupts import INTERRUPTED
 from wsi_dino.errors import WsiDinoError
 from wsi_dino.heartbeat import note_progress
 from wsi_dino.provenance import plain_value, without_nan
@@ -133,5 +134,5 @@ def interrupted(*, as_json: bool) -> NoReturn:
     """Say that nothing is lost and leave with 130."""
     say("interrupted: finished work is kept; the same command carries on from here.")
     if as_json:
-        print_json({"error": {"type": "KeyboardInterrupt", "message": "interrupted"}, "exit_code": 130})
-    sys.exit(130)
+        print_json({"error": {"type": "KeyboardInterrupt", "message": "interrupted"}, "exit_code": INTERRUPTED})
+    sys.exit(INTERRUPTED)

@@ -110,6 +110,16 @@ class ResultError(WsiDinoError):
     """Results of a task are missing, broken, or cannot be compared."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says, or its kind when it says nothing.
+
+    Examples:
+        >>> first_line(ValueError("no such key\\nin the header")), first_line(KeyError())
+        ('no such key', 'KeyError')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'X'?"`` for the closest known name, or an empty string.
 

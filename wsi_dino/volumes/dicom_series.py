@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_dino.errors import VolumeError
+from wsi_dino.errors import VolumeError, first_line
 from wsi_dino.volumes.volume import Rescale, StoredVolume
 
 _TAGS = ["SeriesInstanceUID", "Modality", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows",
@@ -34,7 +34,7 @@ def read_dicom_series(folder: Path) -> StoredVolume:
     except VolumeError:
         raise
     except Exception as error:  # what bytes of a header mean is found out where it is asked for, with any kind of error
-        raise VolumeError(f"Reading {folder}: the header of a slice makes no sense ({_first_line(error)}).") from error
+        raise VolumeError(f"Reading {folder}: the header of a slice makes no sense ({first_line(error)}).") from error
 
 
 def _series(folder: Path) -> StoredVolume:
@@ -71,7 +71,7 @@ def _slices(folder: Path) -> list[tuple[Path, Any]]:
             for tag in _TAGS:
                 head.get(tag)  # bytes become numbers here
         except Exception as error:
-            raise VolumeError(f"Reading {path}: a damaged DICOM file ({_first_line(error)}).") from error
+            raise VolumeError(f"Reading {path}: a damaged DICOM file ({first_line(error)}).") from error
         slices.append((path, head))
     if not slices:
         raise VolumeError(f"Reading {folder}: there is no DICOM file in it.")
@@ -158,7 +158,7 @@ def _pixel_array(path: Path) -> np.ndarray:
     try:
         pixels: np.ndarray = pydicom.dcmread(path).pixel_array
     except Exception as error:  # each codec has errors of its own
-        raise VolumeError(f"Reading {path}: its pixels cannot be decoded ({_first_line(error)}).") from error
+        raise VolumeError(f"Reading {path}: its pixels cannot be decoded ({first_line(error)}).") from error
     if pixels.ndim != 2:
         raise VolumeError(f"Reading {path}: expected one grey slice, got pixels of shape {pixels.shape}.")
     return pixels
@@ -172,7 +172,3 @@ def _affine(slices: list[tuple[Path, Any]], normal: np.ndarray, distance_mm: flo
     affine[:3, 0], affine[:3, 1] = along[:3] * column_spacing, along[3:] * row_spacing
     affine[:3, 2], affine[:3, 3] = normal * distance_mm, np.asarray(head.ImagePositionPatient, float)
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS+ to RAS+
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

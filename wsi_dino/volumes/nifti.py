@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_dino.errors import VolumeError
+from wsi_dino.errors import VolumeError, first_line
 from wsi_dino.volumes.volume import StoredVolume
 
 ENDINGS = (".nii.gz", ".nii")
@@ -45,11 +45,9 @@ def _opened(path: Path) -> Any:
     try:
         return nibabel.load(path)
     except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
-        raise VolumeError(
-            f"Reading {path}: not a NIfTI file, or its head is damaged ({_first_line(error)})."
-        ) from error
+        raise VolumeError(f"Reading {path}: not a NIfTI file, or its head is damaged ({first_line(error)}).") from error
     except nibabel.spatialimages.HeaderDataError as error:
-        raise VolumeError(f"Reading {path}: its header makes no sense ({_first_line(error)}).") from error
+        raise VolumeError(f"Reading {path}: its header makes no sense ({first_line(error)}).") from error
 
 
 def _check_head(path: Path) -> None:
@@ -67,7 +65,7 @@ def _check_head(path: Path) -> None:
         raise VolumeError(f"Reading {path}: there is no such file.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise VolumeError(
-            f"Reading {path}: not a NIfTI file, or truncated in its head ({_first_line(error)})."
+            f"Reading {path}: not a NIfTI file, or truncated in its head ({first_line(error)})."
         ) from error
     if head[4:7] == b"n+2":
         return
@@ -78,10 +76,6 @@ def _check_head(path: Path) -> None:
     if codes[1] == 0 and not ((pixdim > 0) & np.isfinite(pixdim)).all():
         shown = " x ".join(f"{length:g}" for length in pixdim)
         raise VolumeError(f"Reading {path}: its header gives voxels of {shown} mm (x, y, z); correct the header.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _shape(path: Path, image: Any) -> tuple[int, int, int]:
@@ -143,7 +137,7 @@ def _read(path: Path, stream: Any, n_bytes: int, first_slice: int, n_slices: int
         content: bytes = stream.read(n_bytes)
     except _BROKEN as error:
         raise VolumeError(
-            f"Reading {path}: truncated or damaged {where} ({_first_line(error)}). Copy it anew."
+            f"Reading {path}: truncated or damaged {where} ({first_line(error)}). Copy it anew."
         ) from error
     if len(content) != n_bytes:
         raise VolumeError(f"Reading {path}: truncated {where}, the header promises more. Copy it anew.")
